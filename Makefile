@@ -1,0 +1,42 @@
+# Every target works from a fresh clone; `make dev` needs only Debian's python3, python3-venv and make.
+PYTHON ?= $(firstword $(shell command -v python3.11 python3))
+VENV := .venv
+BIN := $(VENV)/bin
+ARGS ?=
+SOURCES := agent controller models proto tests
+
+.PHONY: dev demo test check bench protos format clean
+dev: $(VENV)/.ready
+
+$(VENV)/.ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade 'pip>=25.1'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt \
+	    --group dev --editable '.[agent,controller]'
+	touch $@
+
+demo: dev
+	$(BIN)/vedette demo $(ARGS)
+
+test: dev
+	$(BIN)/python -m pytest -m 'not root and not gpu' $(ARGS)
+
+check: dev
+	$(BIN)/ruff format --check $(SOURCES)
+	$(BIN)/ruff check $(SOURCES)
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	tools/protos.sh --check
+
+format: dev
+	$(BIN)/ruff format $(SOURCES)
+	$(BIN)/ruff check --fix $(SOURCES)
+
+protos: dev
+	tools/protos.sh
+
+bench: dev
+	$(BIN)/python -m tests.bench $(ARGS)
+
+clean:
+	rm -rf $(VENV) dist

@@ -1,0 +1,1 @@
+"""Generated code for protocol version 1; edit the ``.proto`` files and run ``make protos``."""
