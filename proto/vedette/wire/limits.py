@@ -1,0 +1,19 @@
+"""Limits of what travels; both sides check them before they read on."""
+
+MAX_MESSAGE_BYTES = 4 * 1024 * 1024
+"""Of any message, either way; grpc refuses a larger one with RESOURCE_EXHAUSTED."""
+
+CHUNK_BYTES = 256 * 1024
+"""Of one piece of a streamed file. Larger chunks gained nothing on loopback and cost memory per peer."""
+
+MAX_SLOTS = 16
+"""Of one agent."""
+
+MAX_WINDOWS_PER_BATCH = 64
+"""Telemetry windows in one batch."""
+
+MAX_PROFILE_BYTES = 256 * 1024
+"""Of one encoded data profile; 75 features of 32 bins take about 20 kB."""
+
+MAX_DOCUMENT_BYTES = 1024 * 1024
+"""Of one signed document in its envelope."""
