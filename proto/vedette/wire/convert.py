@@ -8,7 +8,7 @@ has no default. An unknown enumeration value (a newer peer's) is an error of tha
 from __future__ import annotations
 
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -60,13 +60,13 @@ class Pair(Generic[V, M]):
 
 
 def _fill(message: Any, value: Any) -> None:
-    for name, codec, _ in _plan(type(value)):
+    for name, codec, _ in _plan(cast("Hashable", type(value))):
         codec.put(message, name, getattr(value, name))
 
 
 def _read(message: Any, value_type: type[Any], where: str) -> Any:
     taken: dict[str, Any] = {}
-    for name, codec, required in _plan(value_type):
+    for name, codec, required in _plan(cast("Hashable", value_type)):
         item = codec.take(message, name, f"{where}.{name}")
         if item is None and required:
             raise WireError(f"{where}.{name} is absent and has no default")
@@ -75,11 +75,11 @@ def _read(message: Any, value_type: type[Any], where: str) -> Any:
 
 
 @cache
-def _plan(value_type: Any) -> tuple[tuple[str, _Codec, bool], ...]:
-    hints = get_type_hints(value_type, include_extras=True)
+def _plan(value_type: Hashable) -> tuple[tuple[str, _Codec, bool], ...]:
+    hints = get_type_hints(cast("Any", value_type), include_extras=True)
     return tuple(
         (item.name, _codec(hints[item.name]), item.default is MISSING and item.default_factory is MISSING)
-        for item in fields(value_type)
+        for item in fields(cast("Any", value_type))
     )
 
 
