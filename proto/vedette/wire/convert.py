@@ -18,15 +18,12 @@ from typing import Annotated, Any, Generic, TypeVar, Union, cast, get_args, get_
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 from vedette.wire import values, views
+from vedette.wire.errors import WireError
 from vedette.wire.v1 import admin_pb2, enrolment_pb2, fleet_pb2, telemetry_pb2
 from vedette.wire.values import DEFAULT_LIMIT, Limit
 
 V = TypeVar("V")
 M = TypeVar("M", bound=Message)
-
-
-class WireError(Exception):
-    """A peer's message breaks its contract; the text names the field, the value and the limit."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,106 @@
+"""Named arrays in one file: a small, safe form for golden samples and profiles.
+
+Layout: 8 bytes little-endian length of the header, the header as JSON (name -> dtype, shape, data_offsets), then the
+arrays' bytes, little-endian and row-major. No code, no pickles, no compression, so the size read is the size used.
+
+Source: the file format of the safetensors library (huggingface/safetensors), read and written here in part: numeric
+dtypes and bool only.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from vedette.models.errors import ModelsError
+
+MAX_TENSOR_FILE_BYTES = 64 * 1024 * 1024
+_MAX_HEADER_BYTES = 1024 * 1024
+_LENGTH_BYTES = 8
+_NAMES = {
+    "BOOL": np.dtype(np.bool_),
+    "U8": np.dtype("<u1"),
+    "I8": np.dtype("<i1"),
+    "U16": np.dtype("<u2"),
+    "I16": np.dtype("<i2"),
+    "U32": np.dtype("<u4"),
+    "I32": np.dtype("<i4"),
+    "U64": np.dtype("<u8"),
+    "I64": np.dtype("<i8"),
+    "F16": np.dtype("<f2"),
+    "F32": np.dtype("<f4"),
+    "F64": np.dtype("<f8"),
+}
+_DTYPES = {dtype: name for name, dtype in _NAMES.items()}
+
+Arrays = Mapping[str, npt.NDArray[Any]]
+
+
+class TensorFileError(ModelsError):
+    """Bytes are no tensor file, or an array has no form in one."""
+
+
+def dump_tensors(arrays: Arrays) -> bytes:
+    """Return named arrays as one file, arrays in order of their names.
+
+    Raises:
+        TensorFileError: A dtype has no form in the file, or the file would be over the limit.
+    """
+    header: dict[str, Any] = {}
+    parts: list[bytes] = []
+    offset = 0
+    for name in sorted(arrays):
+        array = np.ascontiguousarray(arrays[name])
+        kind = array.dtype.newbyteorder("<")
+        if kind not in _DTYPES:
+            raise TensorFileError(f"array {name[:80]!r} has dtype {array.dtype}, known are {sorted(_NAMES)}")
+        part = array.astype(kind, copy=False).tobytes()
+        header[name] = {
+            "dtype": _DTYPES[kind],
+            "shape": list(arrays[name].shape),
+            "data_offsets": [offset, offset + len(part)],
+        }
+        parts.append(part)
+        offset += len(part)
+    head = json.dumps(header, sort_keys=True, separators=(",", ":")).encode()
+    made = b"".join([len(head).to_bytes(_LENGTH_BYTES, "little"), head, *parts])
+    if len(made) > MAX_TENSOR_FILE_BYTES:
+        raise TensorFileError(f"tensor file would be {len(made)} bytes, limit {MAX_TENSOR_FILE_BYTES}")
+    return made
+
+
+def load_tensors(data: bytes) -> dict[str, npt.NDArray[Any]]:
+    """Return the named arrays of a file; read-only views of ``data``.
+
+    Raises:
+        TensorFileError: The bytes are no tensor file: too large, cut, lying about lengths or shapes.
+    """
+    if not _LENGTH_BYTES <= len(data) <= MAX_TENSOR_FILE_BYTES:
+        raise TensorFileError(f"tensor file is {len(data)} bytes, limits {_LENGTH_BYTES} and {MAX_TENSOR_FILE_BYTES}")
+    length = int.from_bytes(data[:_LENGTH_BYTES], "little")
+    if length > min(_MAX_HEADER_BYTES, len(data) - _LENGTH_BYTES):
+        raise TensorFileError(f"tensor file has a header of {length} bytes in a file of {len(data)}")
+    body = memoryview(data)[_LENGTH_BYTES + length :]
+    try:
+        header = json.loads(data[_LENGTH_BYTES : _LENGTH_BYTES + length])
+        items = [(str(name), entry) for name, entry in header.items() if name != "__metadata__"]
+        return {name: _array(name, entry, body) for name, entry in items}
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError) as exc:
+        raise TensorFileError(f"tensor file's header is malformed: {type(exc).__name__} {str(exc)[:200]}") from exc
+
+
+def _array(name: str, entry: Any, body: memoryview) -> npt.NDArray[Any]:
+    dtype, shape = _NAMES[entry["dtype"]], entry["shape"]
+    begin, end = entry["data_offsets"]
+    if any(type(number) is not int or number < 0 for number in (*shape, begin, end)) or len(shape) > 8:
+        raise TensorFileError(f"array {name[:80]!r} has shape {str(shape)[:80]} at {begin} to {end}")
+    count = math.prod(shape)
+    if end > len(body) or end - begin != count * dtype.itemsize:
+        raise TensorFileError(
+            f"array {name[:80]!r} of {count} x {dtype.itemsize} bytes claims {begin} to {end} of {len(body)}"
+        )
+    return np.frombuffer(body[begin:end], dtype).reshape(shape)
