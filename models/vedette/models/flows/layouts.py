@@ -1,0 +1,369 @@
+"""Compile a template's fields to a numpy layout and turn record bytes into :data:`FLOW_RECORD` columns.
+
+What lives here: which information elements mean what to us, and the one conversion that NetFlow v5, v9 and IPFIX share.
+Nothing here keeps state of an exporter; a :class:`Layout` is a value that many exporters may share.
+
+Rules:
+    - Elements we do not know, and those of other enterprises, are skipped by their length.
+    - Integers may have any length from 1 to 8 (reduced-size encoding, RFC 7011 section 6.2); too long a value for our
+      column keeps its low bits, which for the two-byte TCP control bits is what is wanted.
+    - Times are the exporter's, never re-based. Of several forms in a template the absolute and finer one is taken.
+    - A time beyond the year 9999 is held there, so that no arithmetic on records can overflow.
+
+Source: RFC 3954 (NetFlow v9), RFC 7011 (IPFIX), RFC 5103 (biflows), IANA registry "IPFIX Information Elements".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from vedette.models.flows.records import FLOW_RECORD, V4_MAPPED, FlowRecords
+
+Column = npt.NDArray[Any]
+Int64s = npt.NDArray[np.int64]
+
+VARIABLE_LENGTH = 65535
+"""Length of a field whose records carry their own lengths (RFC 7011 section 7)."""
+
+REVERSE_ENTERPRISE = 29305
+"""Elements of this enterprise speak of the other direction of a biflow (RFC 5103 section 6.1)."""
+
+MAX_TIME_MS = 253_402_300_799_999
+"""9999-12-31T23:59:59.999Z."""
+
+UPTIME_UNKNOWN = -1
+"""In place of an uptime: this exporter has not said when it booted."""
+
+# (element, role), the preferred element of a role first: delta counters before totals (RFC 5102), then the initiator
+# and responder counters of Cisco's bidirectional event logs; 23 and 24 count what went out (see _outgoing).
+_FLOW_ELEMENTS = (
+    (8, "src4"), (12, "dst4"), (27, "src6"), (28, "dst6"),
+    (7, "src_port"), (182, "src_port"), (180, "src_port"),
+    (11, "dst_port"), (183, "dst_port"), (181, "dst_port"),
+    (4, "proto"), (5, "tos"), (6, "flags"), (136, "end_reason"),
+    (32, "icmp4"), (139, "icmp6"), (176, "type4"), (177, "code4"), (178, "type6"), (179, "code6"),
+    (2, "packets"), (86, "packets"), (298, "packets"), (24, "packets"),
+    (1, "bytes"), (85, "bytes"), (231, "bytes"), (23, "bytes"),
+    (299, "reverse_packets"), (232, "reverse_bytes"),
+    (152, "start_ms"), (153, "end_ms"), (154, "start_ntp"), (155, "end_ntp"), (156, "start_ntp"), (157, "end_ntp"),
+    (158, "start_ago_us"), (159, "end_ago_us"), (150, "start_s"), (151, "end_s"),
+    (22, "start_uptime"), (21, "end_uptime"),
+    (160, "boot_ms"), (34, "interval"), (50, "interval"), (305, "taken"), (306, "left"), (309, "taken"), (310, "of"),
+)  # fmt: skip
+_REVERSE_ELEMENTS = (
+    (2, "reverse_packets"), (86, "reverse_packets"), (1, "reverse_bytes"), (85, "reverse_bytes"), (6, "reverse_flags"),
+)  # fmt: skip
+_OPTION_ROLES = frozenset({"boot_ms", "interval", "taken", "left", "of"})
+
+_ROLES: dict[tuple[int, int], tuple[str, int]] = {
+    (enterprise, element): (role, rank)
+    for enterprise, table in ((0, _FLOW_ELEMENTS), (REVERSE_ENTERPRISE, _REVERSE_ELEMENTS))
+    for rank, (element, role) in enumerate(table)
+}
+_ADDRESS_BYTES = {"src4": 4, "dst4": 4, "src6": 16, "dst6": 16}
+_NTP_BYTES = 8
+_NTP_UNIX_S = 2_208_988_800  # 1900-01-01 to 1970-01-01 (RFC 5905 figure 4)
+_INTEGER_TYPES: dict[int, Any] = {1: ">u1", 2: ">u2", 4: ">u4", 8: ">u8"}
+_MAX_INTEGER_BYTES = 8
+# Columns that take the element as it comes.
+_PLAIN = (
+    "src_port", "dst_port", "proto", "tos", "flags", "reverse_flags", "end_reason",
+    "packets", "bytes", "reverse_packets", "reverse_bytes",
+)  # fmt: skip
+_HAS_PORTS = np.zeros(256, np.uint16)
+_HAS_PORTS[[6, 17, 33, 132, 136]] = 1  # TCP, UDP, DCCP, SCTP, UDP-Lite (IANA protocol numbers)
+_IS_ICMP = np.zeros(256, np.uint16)
+_IS_ICMP[[1, 58]] = 1
+
+
+class LayoutError(ValueError):
+    """A field cannot have the length that its template gives it; says which, the length and the limit."""
+
+    def __init__(self, what: str, value: int, limit: int) -> None:
+        super().__init__(f"{what} is {value}, limit {limit}")
+        self.what, self.value, self.limit = what, value, limit
+
+
+class Field(NamedTuple):
+    """One field specifier of a template."""
+
+    element: int
+    length: int
+    enterprise: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Whole records of one set, and what its datagram says of all of them."""
+
+    body: bytes
+    count: int
+    position: int  # of its first record among those of the batch
+    export_ms: int
+    uptime_ms: int  # of the exporter at export_ms, or UPTIME_UNKNOWN
+    exporter: int
+    sampling: int
+
+
+class Layout:
+    """How the records of one template are read; hashable by identity, holds no state."""
+
+    def __init__(self, fields: Sequence[Field], *, version: int, scope_fields: int = 0, options: bool = False) -> None:
+        """Compile ``fields``.
+
+        Args:
+            fields: In the order of the template, scope fields first; :func:`check_fields` has passed them.
+            version: Of the export protocol; 9 and 10 differ in what 23 and 24 mean.
+            scope_fields: How many of the first fields are scope: their types are no elements in v9.
+            options: Read what describes the exporter instead of flows.
+        """
+        self.runs = _runs(fields)
+        self.bytes = sum(self.runs)
+        self.is_variable = len(self.runs) > 1
+        self.min_bytes = self.bytes + len(self.runs) - 1
+        roles = _places(fields, scope_fields)
+        if options:
+            roles = {role: place for role, place in roles.items() if role in _OPTION_ROLES}
+        elif version == 9:
+            _outgoing(fields, roles)
+        self._dtype = _dtype(roles, self.bytes)
+        self._roles = frozenset(roles)
+        self._plain = tuple(role for role in _PLAIN if role in roles)
+        self._icmp = tuple(role for role in ("icmp4", "icmp6", "type4", "code4", "type6", "code6") if role in roles)
+        self._reverse = bool({"reverse_packets", "reverse_bytes"} & self._roles)
+        self.needs_uptime = bool({"start_uptime", "end_uptime"} & self._roles) and "boot_ms" not in roles
+        self.is_flow = bool({"src4", "src6"} & self._roles and {"dst4", "dst6"} & self._roles)
+
+    def compact(self, body: bytes) -> tuple[bytes, int, bool]:
+        """Drop the variable-length fields of each record of a set.
+
+        The work is bounded by the bytes of the set: each turn of the loops eats at least one.
+
+        Returns:
+            The whole records without those fields, their count, and whether a record's lengths fit the set.
+        """
+        pieces: list[bytes] = []
+        offset, end, count = 0, len(body), 0
+        while end - offset >= self.min_bytes:
+            for run in self.runs[:-1]:
+                pieces.append(body[offset : offset + run])
+                offset += run
+                length = body[offset] if offset < end else end
+                offset += 1
+                if length == 255:  # "the length is carried in the next 2 octets" (RFC 7011 section 7)
+                    length = int.from_bytes(body[offset : offset + 2], "big")
+                    offset += 2
+                offset += length
+            pieces.append(body[offset : offset + self.runs[-1]])
+            offset += self.runs[-1]
+            if offset > end:
+                return b"".join(pieces)[: count * self.bytes], count, False
+            count += 1
+        return b"".join(pieces), count, True
+
+    def convert(self, chunks: Sequence[Chunk]) -> FlowRecords:
+        """Return the records of ``chunks``, in their order; only for a layout that :attr:`is_flow`."""
+        rows = np.frombuffer(b"".join([chunk.body for chunk in chunks]), self._dtype)
+        counts = [chunk.count for chunk in chunks]
+        out = np.zeros(len(rows), FLOW_RECORD)
+        for role in self._plain:
+            out[role] = _integers(rows[role])
+        self._addresses(rows, out)
+        self._ports_and_icmp(rows, out)
+        out["bidirectional"] = self._reverse
+        out["exporter"] = _spread([chunk.exporter for chunk in chunks], counts)
+        export_ms = _spread([chunk.export_ms for chunk in chunks], counts)
+        out["export_ms"] = export_ms
+        self._times(rows, out, export_ms, _spread([chunk.uptime_ms for chunk in chunks], counts))
+        sampling = _spread([chunk.sampling for chunk in chunks], counts)
+        out["sampling"] = self._own_sampling(rows, sampling)
+        return out
+
+    def boot_ms(self, body: bytes) -> int:
+        """Return the exporter's boot time that the last of some option records gives, Unix ms, or 0."""
+        if "boot_ms" not in self._roles:
+            return 0
+        return min(int(_integers(self._last(body)["boot_ms"])[0]), MAX_TIME_MS)
+
+    def sampling(self, body: bytes) -> int:
+        """Return "one of so many packets" that the last of some option records gives, or 0 when it gives none."""
+        if not self._roles & {"interval", "of", "left"}:
+            return 0
+        return int(self._own_sampling(self._last(body), np.zeros(1, np.int64))[0])
+
+    def _last(self, body: bytes) -> Column:
+        return np.frombuffer(body, self._dtype, count=1, offset=len(body) - self.bytes)
+
+    def _addresses(self, rows: Column, out: FlowRecords) -> None:
+        for end in ("src", "dst"):
+            if f"{end}4" in self._roles:
+                out[f"{end}_lo"] = rows[f"{end}4"] | V4_MAPPED
+            if f"{end}6" not in self._roles:
+                continue
+            high, low = rows[f"{end}6_hi"], rows[f"{end}6_lo"]
+            if f"{end}4" in self._roles:  # a template for both: the address that is not used is zero
+                low = np.where((high | low) != 0, low, out[f"{end}_lo"])
+            out[f"{end}_hi"], out[f"{end}_lo"] = high, low
+
+    def _ports_and_icmp(self, rows: Column, out: FlowRecords) -> None:
+        proto = out["proto"]
+        is_icmp = _IS_ICMP[proto]
+        if is_icmp.any():
+            said = np.zeros(len(rows), np.uint16)
+            for role in self._icmp:
+                said |= _integers(rows[role]).astype(np.uint16) << (8 if role.startswith("type") else 0)
+            # Exporters without an ICMP element put type and code where the destination port would be.
+            out["icmp"] = np.where(said != 0, said, out["dst_port"]) * is_icmp
+        has_ports = _HAS_PORTS[proto]
+        out["src_port"] *= has_ports
+        out["dst_port"] *= has_ports
+
+    def _times(self, rows: Column, out: FlowRecords, export_ms: Int64s, uptime_ms: Int64s) -> None:
+        if "boot_ms" in self._roles:
+            uptime_ms = export_ms - _bounded(rows["boot_ms"])
+        elif self.needs_uptime and (unknown := uptime_ms == UPTIME_UNKNOWN).any():
+            # The last packet is then taken to be as old as the datagram: the length of the flow stays exact.
+            known = "end_uptime" if "end_uptime" in self._roles else "start_uptime"
+            uptime_ms = np.where(unknown, _integers(rows[known]).astype(np.int64), uptime_ms)
+        start = self._time(rows, "start", export_ms, uptime_ms)
+        end = self._time(rows, "end", export_ms, uptime_ms)
+        if start is None:
+            start = export_ms if end is None else end
+        out["start_ms"] = start
+        out["end_ms"] = start if end is None else end
+
+    def _time(self, rows: Column, which: str, export_ms: Int64s, uptime_ms: Int64s) -> Int64s | None:
+        """Return start or end in Unix ms from the best form that the template has; None when it has none."""
+        if f"{which}_ms" in self._roles:
+            return _bounded(rows[f"{which}_ms"])
+        if f"{which}_ntp" in self._roles:
+            return _from_ntp(rows[f"{which}_ntp"])
+        if f"{which}_ago_us" in self._roles:  # "negative time offset ... relative to the export time" (RFC 5102 5.9.9)
+            return export_ms - _bounded(rows[f"{which}_ago_us"]) // 1000
+        if f"{which}_s" in self._roles:
+            seconds = np.minimum(_integers(rows[f"{which}_s"]), np.uint64(MAX_TIME_MS // 1000))
+            return seconds.astype(np.int64) * 1000
+        if f"{which}_uptime" in self._roles:
+            # Uptimes wrap after 49.7 days: their difference modulo 2^32, read as signed, is right across a wrap and
+            # for a packet stamped just after the header.
+            age = (uptime_ms - _integers(rows[f"{which}_uptime"]).astype(np.int64)).astype(np.uint32)
+            return export_ms - age.view(np.int32)
+        return None
+
+    def _own_sampling(self, rows: Column, otherwise: Int64s) -> Int64s:
+        """Return the rate each record states itself, or ``otherwise`` where it states none."""
+        if "interval" in self._roles:
+            rate = _bounded(rows["interval"])
+        elif {"taken", "left"} <= self._roles or {"taken", "of"} <= self._roles:
+            taken = np.maximum(_bounded(rows["taken"]), 1)
+            # 305/306: so many packets taken, then so many left out; 309/310: so many taken out of so many (RFC 5477)
+            whole = taken + _bounded(rows["left"]) if "left" in self._roles else _bounded(rows["of"])
+            rate = whole // taken
+        else:
+            return otherwise
+        return np.where(rate > 0, np.minimum(rate, 0xFFFF_FFFF), otherwise)
+
+
+def check_fields(fields: Sequence[Field], scope_fields: int = 0) -> None:
+    """Refuse lengths that elements we read cannot have; far cheaper than compiling, so done for every template.
+
+    Raises:
+        LayoutError: An address is not 4 or 16 bytes, an NTP timestamp not 8, an integer more than 8.
+    """
+    for field in fields[scope_fields:]:
+        role, _ = _ROLES.get((field.enterprise, field.element), ("", 0))
+        if not role or field.length in (0, VARIABLE_LENGTH):
+            continue
+        exact = _ADDRESS_BYTES.get(role, _NTP_BYTES if role.endswith("_ntp") else 0)
+        if field.length != exact if exact else field.length > _MAX_INTEGER_BYTES:
+            raise LayoutError(f"length of element {field.element}", field.length, exact or _MAX_INTEGER_BYTES)
+
+
+def _runs(fields: Iterable[Field]) -> list[int]:
+    """Return the lengths of the fixed runs of bytes between variable-length fields."""
+    runs = [0]
+    for field in fields:
+        if field.length == VARIABLE_LENGTH:
+            runs.append(0)
+        else:
+            runs[-1] += field.length
+    return runs
+
+
+def _places(fields: Sequence[Field], scope_fields: int) -> dict[str, tuple[int, int]]:
+    """Return role -> (offset, length) of the elements we read; offsets count without variable-length fields."""
+    best: dict[str, tuple[int, int, int]] = {}
+    offset = 0
+    for number, field in enumerate(fields):
+        if field.length == VARIABLE_LENGTH:
+            continue
+        role, rank = _ROLES.get((field.enterprise, field.element), ("", 0))
+        if role and field.length and number >= scope_fields and (role not in best or rank < best[role][0]):
+            best[role] = (rank, offset, field.length)
+        offset += field.length
+    return {role: (at, length) for role, (_, at, length) in best.items()}
+
+
+def _outgoing(fields: Sequence[Field], roles: dict[str, tuple[int, int]]) -> None:
+    """Read 23 and 24 of NetFlow v9 as the other direction where 1 and 2 count this one.
+
+    That is how exporters of bidirectional v9 records use OUT_BYTES and OUT_PKTS. In IPFIX the same numbers are counters
+    *after* a middlebox (postOctetDeltaCount), the same direction again, and are only read when there are no others.
+    """
+    elements = {field.element for field in fields}
+    for incoming, outgoing, role in ((2, 24, "reverse_packets"), (1, 23, "reverse_bytes")):
+        if {incoming, outgoing} <= elements:
+            offset = 0
+            for field in fields:
+                if field.element == outgoing and field.length:
+                    roles.setdefault(role, (offset, field.length))
+                offset += field.length
+
+
+def _dtype(roles: dict[str, tuple[int, int]], size: int) -> np.dtype[Any]:
+    names, formats, offsets = [], [], []
+    for role, (offset, length) in roles.items():
+        if _ADDRESS_BYTES.get(role) == 16:
+            names += [f"{role}_hi", f"{role}_lo"]
+            formats += [">u8", ">u8"]
+            offsets += [offset, offset + 8]
+        else:
+            names.append(role)
+            formats.append(_INTEGER_TYPES.get(length, (np.uint8, (length,))))
+            offsets.append(offset)
+    return np.dtype({"names": names, "formats": formats, "offsets": offsets, "itemsize": size})
+
+
+def _integers(column: Column) -> Column:
+    """Return a column of integers; those of 3, 5, 6 or 7 bytes come as rows of bytes."""
+    if column.ndim == 1:
+        return column
+    weights = np.uint64(1) << (np.arange(column.shape[1] - 1, -1, -1, dtype=np.uint64) * np.uint64(8))
+    total: Column = (column.astype(np.uint64) * weights).sum(axis=1, dtype=np.uint64)
+    return total
+
+
+def _bounded(column: Column) -> Int64s:
+    """Return unsigned values as signed ones, none above :data:`MAX_TIME_MS`."""
+    return np.minimum(_integers(column).astype(np.uint64), np.uint64(MAX_TIME_MS)).astype(np.int64)
+
+
+def _from_ntp(column: Column) -> Int64s:
+    """Return Unix milliseconds of NTP timestamps, those before 1970 read as of the era that begins in 2036.
+
+    Source: RFC 7011 section 6.1.9, RFC 5905 section 6.
+    """
+    stamp = column.astype(np.uint64)
+    seconds = (stamp >> np.uint64(32)).astype(np.int64)
+    seconds = np.where(seconds < _NTP_UNIX_S, seconds + (1 << 32), seconds) - _NTP_UNIX_S
+    fraction_ms = ((stamp & np.uint64(0xFFFF_FFFF)) * np.uint64(1000)) >> np.uint64(32)
+    return seconds * 1000 + fraction_ms.astype(np.int64)
+
+
+def _spread(values: list[int], counts: list[int]) -> Int64s:
+    """Return each value as often as its chunk has records."""
+    return np.repeat(np.array(values, np.int64), counts)

@@ -1,0 +1,458 @@
+"""Decode NetFlow v5, v9 and IPFIX datagrams of many exporters into :data:`FLOW_RECORD` arrays.
+
+Rules:
+    - A bad datagram stops nothing. :meth:`FlowDecoder.decode` never raises for bytes from the network: it returns the
+      records that stand before the fault (and behind it, when the set's length still tells where the next one begins),
+      counts the fault by :class:`Reason` in :attr:`FlowDecoder.counters`, keeps it as :attr:`FlowDecoder.last_error`.
+    - State belongs to (address, version, observation domain or source id or engine); source ports do not count. It is
+      bounded by :class:`Limits`, oldest exporter out first.
+    - Data of a template that was not seen is counted, not kept: decoded late, it would turn the exporter's record clock
+      back, and so change features. What a restart would lose that way is kept by :meth:`FlowDecoder.dump_templates`.
+    - The last definition of a template counts; one that is refused takes the earlier one away, because data that
+      follows is no longer laid out that way.
+    - A sequence gap is suspected loss, not proof: softflowd counts otherwise than the standards say.
+    - An exporter has one sampling rate: that of its last option record, unless records state their own.
+
+Times: v5 and v9 count from the header's time less its uptime; IPFIX fields 21/22 from the boot time that the exporter
+sends in element 160, or, until it does, such that the last packet is as old as the datagram (counted).
+
+Work is done once per template and batch, not per datagram: :meth:`FlowDecoder.decode_many` is several times faster.
+Not thread-safe.
+
+Source: Cisco NetFlow export v5, RFC 3954 (v9), RFC 7011 (IPFIX), RFC 5103 (biflows), RFC 5477 (sampling).
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections import Counter, OrderedDict
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+from vedette.models.flows.datagrams import Datagram
+from vedette.models.flows.layouts import UPTIME_UNKNOWN, Chunk, Field, Layout
+from vedette.models.flows.records import FLOW_RECORD, FlowRecords, empty
+from vedette.models.flows.templates import Limits, NetflowError, Reason, Template, Withdrawal, read_templates
+
+_V5_HEADER = struct.Struct(">HHIIIIBBH")
+_V9_HEADER = struct.Struct(">HHIIII")
+_IPFIX_HEADER = struct.Struct(">HHIII")
+_SET_HEADER = struct.Struct(">HH")
+_FIRST_DATA_SET = 256
+_TEMPLATE_SETS = {9: {0: False, 1: True}, 10: {2: False, 3: True}}  # version -> set id -> holds options templates
+_UINT32 = 0xFFFF_FFFF
+# A v5 record in the words of v9, so that one conversion serves all; 0 is padding (Cisco NetFlow export v5).
+_V5 = Layout(
+    [
+        Field(element, length)
+        for element, length in (
+            (8, 4), (12, 4), (15, 4), (10, 2), (14, 2), (2, 4), (1, 4), (22, 4), (21, 4), (7, 2), (11, 2),
+            (0, 1), (6, 1), (4, 1), (5, 1), (16, 2), (17, 2), (9, 1), (13, 1), (0, 2),
+        )
+    ],
+    version=5,
+)  # fmt: skip
+_REMEMBERED_EVICTED = 4096
+
+
+class Exporter(NamedTuple):
+    """Who made a record."""
+
+    address: str
+    version: int
+    domain: int  # source id of v9, observation domain of IPFIX, engine type and id of v5
+
+
+@dataclass(slots=True)
+class Counters:
+    """What a decoder did since it was made."""
+
+    datagrams: int = 0
+    bytes: int = 0
+    records: int = 0
+    malformed: Counter[str] = field(default_factory=Counter)  # faults by Reason
+    unknown_template_sets: int = 0
+    unknown_template_bytes: int = 0
+    records_not_flows: int = 0  # of templates without two addresses
+    records_boot_unknown: int = 0  # whose times lean on the export time, see the module
+    option_records: int = 0
+    templates_defined: int = 0
+    templates_redefined: int = 0  # of those, over another definition of the same id
+    templates_withdrawn: int = 0
+    templates_evicted: int = 0
+    exporters_evicted: int = 0
+    sequence_gaps: int = 0
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return all of them as plain JSON values."""
+        return asdict(self) | {"malformed": dict(self.malformed)}
+
+
+@dataclass(slots=True)
+class ExporterStatus:
+    """What the decoder knows of one exporter."""
+
+    index: int
+    exporter: Exporter
+    datagrams: int = 0
+    records: int = 0
+    sequence_gaps: int = 0
+    heard_ms: int = 0  # receiver's clock, Unix ms
+    clock_ahead_ms: int = 0  # export time of the last datagram less the receiver's clock
+    boot_ms: int = 0  # 0: not said
+    sampling: int = 1
+    next_sequence: int | None = None
+    templates: dict[int, Template] = field(default_factory=dict)
+
+
+class _Source(NamedTuple):
+    """What a datagram's header says of all its records."""
+
+    state: ExporterStatus
+    export_ms: int
+    uptime_ms: int
+
+
+class _Batch:
+    """Sets of many datagrams, gathered by layout and converted at once."""
+
+    def __init__(self) -> None:
+        self.total = 0
+        self._chunks: dict[Layout, list[Chunk]] = {}
+
+    def add(self, layout: Layout, body: bytes, count: int, source: _Source) -> None:
+        state, export_ms, uptime_ms = source
+        chunk = Chunk(body, count, self.total, export_ms, uptime_ms, state.index, state.sampling)
+        self._chunks.setdefault(layout, []).append(chunk)
+        self.total += count
+        state.records += count
+
+    def records(self) -> FlowRecords:
+        """Return all records in the order in which they came."""
+        if len(self._chunks) == 1:
+            ((layout, chunks),) = self._chunks.items()
+            return layout.convert(chunks)
+        out = np.empty(self.total, FLOW_RECORD) if self.total else empty()
+        for layout, chunks in self._chunks.items():
+            counts = np.array([chunk.count for chunk in chunks])
+            first_of = np.cumsum(counts) - counts  # in the converted array
+            shift = np.array([chunk.position for chunk in chunks]) - first_of
+            out[np.repeat(shift, counts) + np.arange(counts.sum())] = layout.convert(chunks)
+        return out
+
+
+class FlowDecoder:
+    """The state of all exporters that send to one collector."""
+
+    def __init__(self, limits: Limits | None = None) -> None:
+        self.counters = Counters()
+        self.last_error: NetflowError | None = None
+        self._limits = limits or Limits()
+        self._states: OrderedDict[Exporter, ExporterStatus] = OrderedDict()  # least recently heard first
+        self._evicted: OrderedDict[int, Exporter] = OrderedDict()
+        self._next_index = 0
+        self._templates = 0  # over all exporters
+
+    @property
+    def exporters(self) -> Mapping[int, Exporter]:
+        """Name each index in a record's ``exporter``; an index is never used again.
+
+        Holds all exporters that have state and the last 4,096 that lost it.
+        """
+        return dict(self._evicted) | {state.index: name for name, state in self._states.items()}
+
+    def status(self) -> list[ExporterStatus]:
+        """Return what is known of each exporter, the least recently heard first."""
+        return list(self._states.values())
+
+    def decode(self, payload: bytes, exporter_address: str, received_ms: int) -> FlowRecords:
+        """Return the records of one datagram, in its order; never raises for what the bytes say.
+
+        Args:
+            payload: Of the UDP datagram.
+            exporter_address: Where it came from, without the port.
+            received_ms: Receiver's clock, Unix ms; only compared with the exporter's, no record depends on it.
+        """
+        batch = _Batch()
+        self._take(batch, payload, exporter_address, received_ms)
+        return batch.records()
+
+    def decode_many(self, datagrams: Iterable[Datagram]) -> FlowRecords:
+        """Return the records of many datagrams, in their order: the same as decoding one after the other."""
+        batch = _Batch()
+        for at_ns, source, _, payload in datagrams:
+            self._take(batch, payload, source, at_ns // 1_000_000)
+        return batch.records()
+
+    def dump_templates(self) -> bytes:
+        """Return what exporters have said of themselves, as JSON for :meth:`load_templates` of a later process."""
+        exporters = [
+            {
+                **state.exporter._asdict(),
+                "boot_ms": state.boot_ms,
+                "sampling": state.sampling,
+                "templates": [[t.is_options, t.definition.hex()] for t in state.templates.values()],
+            }
+            for state in self._states.values()
+            if state.templates
+        ]
+        return json.dumps({"form": 1, "exporters": exporters}, separators=(",", ":")).encode()
+
+    def load_templates(self, saved: bytes) -> None:
+        """Take over what :meth:`dump_templates` wrote; every template is checked as one from the network.
+
+        Raises:
+            NetflowError: Too long, or not such a document; templates before the fault are kept.
+        """
+        if len(saved) > self._limits.saved_bytes:
+            limit = self._limits.saved_bytes
+            raise NetflowError(Reason.SAVED_TEMPLATES, "bytes of saved templates", len(saved), limit)
+        try:
+            for one in json.loads(saved)["exporters"]:
+                name = Exporter(str(one["address"]), int(one["version"]), int(one["domain"]))
+                state = self._state(name)
+                state.boot_ms, state.sampling = int(one["boot_ms"]), min(max(int(one["sampling"]), 1), _UINT32)
+                for is_options, definition in one["templates"]:
+                    self._define(state, bytes.fromhex(definition), is_options=bool(is_options))
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as exc:
+            raise NetflowError(Reason.SAVED_TEMPLATES, "form of saved templates", 0, 1) from exc
+
+    def _take(self, batch: _Batch, payload: bytes, address: str, received_ms: int) -> None:
+        counters = self.counters
+        counters.datagrams += 1
+        counters.bytes += len(payload)
+        before = batch.total
+        try:
+            version = int.from_bytes(payload[:2], "big")
+            if version == 9:
+                self._take_v9(batch, payload, address, received_ms)
+            elif version == 10:
+                self._take_ipfix(batch, payload, address, received_ms)
+            elif version == 5:
+                self._take_v5(batch, payload, address, received_ms)
+            elif len(payload) < 2:
+                raise NetflowError(Reason.SHORT, "bytes of a datagram", len(payload), 2)
+            else:
+                raise NetflowError(Reason.VERSION, "version", version, 10)
+        except NetflowError as error:
+            self._note(error, address)
+        counters.records += batch.total - before
+
+    def _take_v5(self, batch: _Batch, payload: bytes, address: str, received_ms: int) -> None:
+        _check_header(payload, _V5_HEADER)
+        _, count, uptime, seconds, nanoseconds, sequence, engine_type, engine, sampling = _V5_HEADER.unpack_from(
+            payload
+        )
+        export_ms = seconds * 1000 + nanoseconds // 1_000_000
+        state = self._heard(Exporter(address, 5, engine_type << 8 | engine), received_ms, export_ms)
+        state.sampling = sampling & 0x3FFF or 1  # the two high bits say how it samples
+        self._check_sequence(state, sequence, count)
+        whole = min(count, (len(payload) - _V5_HEADER.size) // _V5.bytes)
+        if whole:
+            body = payload[_V5_HEADER.size : _V5_HEADER.size + whole * _V5.bytes]
+            batch.add(_V5, body, whole, _Source(state, export_ms, uptime))
+        if len(payload) != _V5_HEADER.size + count * _V5.bytes:
+            expected = _V5_HEADER.size + count * _V5.bytes
+            raise NetflowError(Reason.LENGTH, "bytes of a v5 datagram", len(payload), expected)
+
+    def _take_v9(self, batch: _Batch, payload: bytes, address: str, received_ms: int) -> None:
+        _check_header(payload, _V9_HEADER)
+        _, _, uptime, seconds, sequence, source_id = _V9_HEADER.unpack_from(payload)
+        state = self._heard(Exporter(address, 9, source_id), received_ms, seconds * 1000)
+        self._check_sequence(state, sequence, 1)
+        self._take_sets(batch, payload, _V9_HEADER.size, _Source(state, seconds * 1000, uptime))
+
+    def _take_ipfix(self, batch: _Batch, payload: bytes, address: str, received_ms: int) -> None:
+        _check_header(payload, _IPFIX_HEADER)
+        _, length, seconds, sequence, domain = _IPFIX_HEADER.unpack_from(payload)
+        if length < _IPFIX_HEADER.size:
+            raise NetflowError(Reason.LENGTH, "length of an IPFIX message", length, _IPFIX_HEADER.size)
+        state = self._heard(Exporter(address, 10, domain), received_ms, seconds * 1000)
+        message = payload if length == len(payload) else payload[:length]
+        unknown, seen = self.counters.unknown_template_sets, 0
+        try:
+            source = _Source(state, seconds * 1000, UPTIME_UNKNOWN)
+            seen = self._take_sets(batch, message, _IPFIX_HEADER.size, source)
+        finally:
+            # Without the templates nobody knows how many records the message holds.
+            is_counted = unknown == self.counters.unknown_template_sets
+            self._check_sequence(state, sequence, seen if is_counted else None)
+        if length != len(payload):
+            raise NetflowError(Reason.LENGTH, "length of an IPFIX message", length, len(payload))
+
+    def _take_sets(self, batch: _Batch, message: bytes, offset: int, source: _Source) -> int:
+        """Take the sets of one message and return how many data records, options included, they hold.
+
+        Raises:
+            NetflowError: A set's length leads nowhere, or there are too many.
+        """
+        state = source.state
+        template_sets = _TEMPLATE_SETS[state.exporter.version]
+        end, seen, left = len(message), 0, self._limits.sets_per_datagram
+        changes = self.counters.templates_defined + self._limits.template_changes_per_datagram
+        while end - offset >= _SET_HEADER.size:
+            set_id, length = _SET_HEADER.unpack_from(message, offset)
+            if length < _SET_HEADER.size:
+                if not any(message[offset:]):
+                    return seen  # zeros behind the last set
+                raise NetflowError(Reason.SET_LENGTH, f"length of set {set_id}", length, _SET_HEADER.size)
+            if length > end - offset:
+                raise NetflowError(Reason.SET_LENGTH, f"length of set {set_id}", length, end - offset)
+            if not left:
+                limit = self._limits.sets_per_datagram
+                raise NetflowError(Reason.TOO_MANY_SETS, "sets of a datagram, more than", limit, limit)
+            left -= 1
+            body = message[offset + _SET_HEADER.size : offset + length]
+            offset += length
+            if set_id >= _FIRST_DATA_SET:
+                seen += self._take_data(batch, set_id, body, source)
+            elif set_id in template_sets:
+                self._define(state, body, is_options=template_sets[set_id], changes=changes)
+            else:
+                self._note(NetflowError(Reason.RESERVED_SET, "set id", set_id, _FIRST_DATA_SET), state.exporter.address)
+        return seen
+
+    def _take_data(self, batch: _Batch, set_id: int, body: bytes, source: _Source) -> int:
+        state = source.state
+        template = state.templates.get(set_id)
+        if template is None:
+            self.counters.unknown_template_sets += 1
+            self.counters.unknown_template_bytes += len(body)
+            return 0
+        layout = template.layout
+        if layout.is_variable:
+            body, count, fits = layout.compact(body)
+            if not fits:
+                what = f"bytes a record of template {set_id} may still have"
+                self._note(NetflowError(Reason.RECORD_LENGTH, what, -1, 0), state.exporter.address)
+        else:
+            count = len(body) // layout.bytes
+            if count * layout.bytes != len(body):  # padding
+                body = body[: count * layout.bytes]
+        if count == 0:
+            return 0
+        if template.is_options:
+            self._take_options(layout, body, count, state)
+        elif not layout.is_flow:
+            self.counters.records_not_flows += count
+        else:
+            if layout.needs_uptime and source.uptime_ms == UPTIME_UNKNOWN:
+                source = self._with_uptime(source, count)
+            batch.add(layout, body, count, source)
+        return count
+
+    def _with_uptime(self, source: _Source, count: int) -> _Source:
+        """Return the source with its uptime by the boot time it has sent; counts the records that must do without."""
+        if not source.state.boot_ms:
+            self.counters.records_boot_unknown += count
+            return source
+        return source._replace(uptime_ms=(source.export_ms - source.state.boot_ms) & _UINT32)
+
+    def _take_options(self, layout: Layout, body: bytes, count: int, state: ExporterStatus) -> None:
+        self.counters.option_records += count
+        state.boot_ms = layout.boot_ms(body) or state.boot_ms
+        state.sampling = layout.sampling(body) or state.sampling
+
+    def _define(self, state: ExporterStatus, body: bytes, *, is_options: bool, changes: int | None = None) -> None:
+        """Take a template set; ``changes`` is the value of the counter of definitions that must not be passed."""
+        known, counters = state.templates, self.counters
+        version = state.exporter.version
+        for template_id, said in read_templates(body, version, is_options=is_options, known=known, limits=self._limits):
+            if isinstance(said, Withdrawal):
+                self._withdraw(state, said)
+                continue
+            old = known.get(template_id)
+            if said is old:
+                continue
+            if isinstance(said, NetflowError):
+                self._forget(state, template_id)
+                self._note(said, state.exporter.address)
+                continue
+            if counters.templates_defined == changes:
+                limit = self._limits.template_changes_per_datagram
+                error = NetflowError(Reason.TEMPLATE_CHANGES, "new templates of a datagram, more than", limit, limit)
+                self._note(error, state.exporter.address)
+                return
+            counters.templates_defined += 1
+            counters.templates_redefined += old is not None
+            self._forget(state, template_id)
+            self._make_room(state)
+            known[template_id] = said
+            self._templates += 1
+
+    def _withdraw(self, state: ExporterStatus, said: Withdrawal) -> None:
+        """Take back one template, or all of a kind: "Template ID ... 2 ... all Templates" (RFC 7011 section 8.1)."""
+        kind_set = 3 if said.is_options else 2
+        ids = [said.template_id] if said.template_id in state.templates else []
+        if said.template_id == kind_set:
+            ids = [i for i, template in state.templates.items() if template.is_options == said.is_options]
+        for template_id in ids:
+            self._forget(state, template_id)
+        self.counters.templates_withdrawn += len(ids)
+
+    def _forget(self, state: ExporterStatus, template_id: int) -> None:
+        if state.templates.pop(template_id, None) is not None:
+            self._templates -= 1
+
+    def _make_room(self, state: ExporterStatus) -> None:
+        """Drop the exporter's oldest template at its own limit, the longest silent exporter's at that of all."""
+        if len(state.templates) >= self._limits.templates_per_exporter:
+            self._drop_oldest(state)
+        if self._templates >= self._limits.templates:
+            silent = next(other for other in self._states.values() if other.templates)
+            self._drop_oldest(silent)
+
+    def _drop_oldest(self, state: ExporterStatus) -> None:
+        self._forget(state, next(iter(state.templates)))
+        self.counters.templates_evicted += 1
+
+    def _heard(self, name: Exporter, received_ms: int, export_ms: int) -> ExporterStatus:
+        state = self._states.get(name)
+        if state is None:
+            state = self._state(name)
+        else:
+            self._states.move_to_end(name)
+        state.datagrams += 1
+        state.heard_ms = received_ms
+        state.clock_ahead_ms = export_ms - received_ms
+        return state
+
+    def _state(self, name: Exporter) -> ExporterStatus:
+        """Return the state of an exporter, made when it is new; over the limits, the longest silent one goes."""
+        if name in self._states:
+            return self._states[name]
+        same_address = [other for other in self._states if other.address == name.address]
+        if len(same_address) >= self._limits.domains_per_address:
+            self._evict(same_address[0])
+        elif len(self._states) >= self._limits.exporters:
+            self._evict(next(iter(self._states)))
+        state = self._states[name] = ExporterStatus(self._next_index, name)
+        self._next_index = (self._next_index + 1) & _UINT32
+        return state
+
+    def _evict(self, name: Exporter) -> None:
+        state = self._states.pop(name)
+        self._templates -= len(state.templates)
+        self._evicted[state.index] = name
+        if len(self._evicted) > _REMEMBERED_EVICTED:
+            self._evicted.popitem(last=False)
+        self.counters.exporters_evicted += 1
+
+    def _check_sequence(self, state: ExporterStatus, sequence: int, advance: int | None) -> None:
+        """Count a gap when ``sequence`` does not follow; ``advance`` leads to the next, None when nobody knows."""
+        if state.next_sequence is not None and sequence != state.next_sequence:
+            state.sequence_gaps += 1
+            self.counters.sequence_gaps += 1
+        state.next_sequence = None if advance is None else (sequence + advance) & _UINT32
+
+    def _note(self, error: NetflowError, address: str) -> None:
+        self.counters.malformed[error.reason] += 1
+        self.last_error = NetflowError(error.reason, error.what, error.value, error.limit, address)
+
+
+def _check_header(payload: bytes, header: struct.Struct) -> None:
+    if len(payload) < header.size:
+        raise NetflowError(Reason.SHORT, "bytes of a datagram", len(payload), header.size)
