@@ -1,0 +1,1 @@
+"""The services of ``vedette.wire.v1``: convert, call, convert, return."""

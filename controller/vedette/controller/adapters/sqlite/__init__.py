@@ -1,0 +1,1 @@
+"""The embedded store: one SQLite database, one store class per concern."""

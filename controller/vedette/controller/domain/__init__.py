@@ -1,0 +1,1 @@
+"""Decisions of the controller: values in, values out, no IO."""
