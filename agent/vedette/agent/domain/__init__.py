@@ -1,0 +1,1 @@
+"""Decisions of the agent: values in, values out, no IO."""
