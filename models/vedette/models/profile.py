@@ -39,7 +39,7 @@ MAX_PROFILE_BYTES = 256 * 1024
 _MAX_COLUMNS = 4097
 _MAGIC = b"VDP1"
 _HEAD = struct.Struct("<4s32sQQIB")
-_WIDTHS = (np.dtype("<u1"), np.dtype("<u2"), np.dtype("<u4"), np.dtype("<u8"))
+_WIDTHS: tuple[np.dtype[Any], ...] = (np.dtype("<u1"), np.dtype("<u2"), np.dtype("<u4"), np.dtype("<u8"))
 
 
 class ProfileError(ModelsError):
@@ -235,8 +235,8 @@ def _medians(features: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
     ordered = np.sort(finite, axis=0)  # NaN last
     count = np.isfinite(finite).sum(axis=0)
     columns = np.arange(features.shape[1])
-    middle = ordered[np.maximum(count - 1, 0) // 2, columns]
-    return np.nan_to_num(middle).astype(np.float32)
+    middle: npt.NDArray[np.float32] = np.nan_to_num(ordered[np.maximum(count - 1, 0) // 2, columns])
+    return middle.astype(np.float32)
 
 
 def _column_edges(column: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:

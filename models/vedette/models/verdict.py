@@ -75,7 +75,7 @@ def verdict_lines(
     names = flows.dtype.names or ()
     lines = [
         json.dumps(
-            _line(dict(zip(names, flow, strict=True)), stamp, exporter)
+            _line(dict(zip(names, flow, strict=True)), stamp, by.host, exporter)
             | {"vedette": _verdict(by, verdict, score, is_flagged, evidence.get(place))},
             separators=(",", ":"),
         )
@@ -84,11 +84,12 @@ def verdict_lines(
     return "".join(f"{line}\n" for line in lines).encode()
 
 
-def _line(flow: dict[str, Any], stamp: str, exporter: str) -> dict[str, Any]:
+def _line(flow: dict[str, Any], stamp: str, host: str, exporter: str) -> dict[str, Any]:
     proto = flow["proto"]
     line: dict[str, Any] = {
         "timestamp": stamp,
         "event_type": "vedette",
+        "host": host,
         "src_ip": address_text(flow["src_hi"], flow["src_lo"]),
         "src_port": flow["src_port"],
         "dest_ip": address_text(flow["dst_hi"], flow["dst_lo"]),
