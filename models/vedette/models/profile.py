@@ -318,11 +318,11 @@ class DataProfile:
         size = columns * BINS * _WIDTHS[width].itemsize
         inflate = zlib.decompressobj()
         try:
-            raw = inflate.decompress(data[_HEAD.size :], size)
+            raw = inflate.decompress(data[_HEAD.size :], size + 1)
         except zlib.error as exc:
             raise ProfileError(f"profile's counts are not deflated data: {exc}") from exc
-        if len(raw) != size or inflate.unconsumed_tail or inflate.unused_data:
-            raise ProfileError(f"profile's counts are {len(raw)} bytes or more, expected {size}")
+        if len(raw) != size or not inflate.eof or inflate.unused_data:
+            raise ProfileError(f"profile's counts are not one deflated block of {size} bytes")
         profile = cls(reference)
         profile.counts = np.frombuffer(raw, _WIDTHS[width]).reshape(columns, BINS).astype(np.uint64)
         profile.rows, profile.flagged = rows, flagged

@@ -6,7 +6,6 @@ Form: ``vdt1.`` and base64url, without padding, of canonical JSON. It is a secre
 from __future__ import annotations
 
 import base64
-import binascii
 import re
 from dataclasses import dataclass
 
@@ -70,7 +69,7 @@ class EnrolmentToken:
                 token_id=read.text("i"),
                 secret=read.text("s"),
             )
-        except (binascii.Error, DocumentError) as exc:
+        except (ValueError, DocumentError) as exc:
             raise WireError(f"token of {len(text)} characters was cut or changed: {type(exc).__name__}") from exc
         if not token.addresses or not _HEX_DIGEST.fullmatch(token.ca_digest):
             raise WireError("token names no address or no CA digest")
