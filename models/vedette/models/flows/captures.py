@@ -9,13 +9,11 @@ Source: draft-ietf-opsawg-pcap (file format), the tcpdump group's list of link t
 
 from __future__ import annotations
 
-import gzip
-import io
 import ipaddress
 import struct
 import zlib
 from collections.abc import Callable, Iterable, Iterator
-from typing import IO, cast
+from typing import IO
 
 from vedette.models.errors import ModelsError
 from vedette.models.flows.datagrams import Datagram
@@ -29,6 +27,8 @@ MAX_PACKET_BYTES = 1 << 18
 """Of one captured packet: the largest snap length that capture programs write (tcpdump's MAXIMUM_SNAPLEN)."""
 
 _GZIP_MAGIC = b"\x1f\x8b"
+_GZIP_WBITS = 31  # zlib: gzip header and checksum, window of 32 KiB
+_PIECE_BYTES = 1 << 16
 # First four bytes -> (byte order, nanoseconds in one unit of the fraction)
 _MAGICS = {
     b"\xa1\xb2\xc3\xd4": (">", 1000),
@@ -101,15 +101,52 @@ class _Prefixed:
         return self._file.read(count)
 
 
+class _Inflated:
+    """A gzip file as it decompresses, in pieces.
+
+    Not ``gzip.GzipFile``: where a file is cut, that one keeps back up to a buffer of what came before the cut.
+    """
+
+    def __init__(self, file: _Prefixed) -> None:
+        self._file = file
+        self._member = zlib.decompressobj(wbits=_GZIP_WBITS)
+        self._ready = memoryview(b"")
+
+    def read(self, count: int) -> bytes:
+        if not self._ready:
+            self._ready = memoryview(self._inflate())
+        taken, self._ready = self._ready[:count], self._ready[count:]
+        return bytes(taken)
+
+    def _inflate(self) -> bytes:
+        """Return some bytes, none only at the end.
+
+        Raises:
+            EOFError: The file ends before its compressed form does.
+            zlib.error: It is damaged.
+        """
+        while True:
+            if self._member.eof:
+                rest = self._member.unused_data.lstrip(b"\0") or self._file.read(_PIECE_BYTES).lstrip(b"\0")
+                if not rest:
+                    return b""
+                self._member = zlib.decompressobj(wbits=_GZIP_WBITS)
+            else:
+                rest = self._member.unconsumed_tail or self._file.read(_PIECE_BYTES)
+            made = self._member.decompress(rest, _PIECE_BYTES)
+            if made:
+                return made
+            if not rest and not self._member.eof:
+                raise EOFError("it ends before its compressed form does")
+
+
 class _Reader:
     """Reads a file that may be compressed, never more than so many bytes of it."""
 
     def __init__(self, file: IO[bytes], max_bytes: int) -> None:
         start = _read_exactly(file.read, len(_GZIP_MAGIC))
-        plain = cast("IO[bytes]", _Prefixed(start, file))
-        self._read: Callable[[int], bytes] = plain.read
-        if start == _GZIP_MAGIC:
-            self._read = io.BufferedReader(gzip.GzipFile(fileobj=plain, mode="rb")).read
+        plain = _Prefixed(start, file)
+        self._read = _Inflated(plain).read if start == _GZIP_MAGIC else plain.read
         self._left = self._max_bytes = max_bytes
 
     def up_to(self, count: int) -> bytes:
@@ -120,7 +157,7 @@ class _Reader:
         """
         try:
             found = _read_exactly(self._read, count)
-        except (OSError, EOFError, zlib.error) as exc:
+        except (EOFError, zlib.error) as exc:
             raise CaptureError(f"compressed capture is damaged or cut: {exc}") from exc
         self._left -= len(found)
         if self._left < 0:

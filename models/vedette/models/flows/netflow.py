@@ -26,14 +26,15 @@ from __future__ import annotations
 
 import json
 import struct
-from collections import Counter, OrderedDict
+from collections import Counter, OrderedDict, deque
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
 from vedette.models.flows.datagrams import Datagram
-from vedette.models.flows.layouts import UPTIME_UNKNOWN, Chunk, Field, Layout
+from vedette.models.flows.layouts import MAX_TIME_MS, UPTIME_UNKNOWN, Chunk, Field, Layout
 from vedette.models.flows.records import FLOW_RECORD, FlowRecords, empty
 from vedette.models.flows.templates import Limits, NetflowError, Reason, Template, Withdrawal, read_templates
 
@@ -91,27 +92,55 @@ class Counters:
         return asdict(self) | {"malformed": dict(self.malformed)}
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class ExporterStatus:
     """What the decoder knows of one exporter."""
 
+    index: int  # in a record's ``exporter``
+    exporter: Exporter
+    datagrams: int
+    records: int
+    sequence_gaps: int  # suspected only, see the module
+    heard_ms: int  # receiver's clock, Unix ms
+    clock_ahead_ms: int  # export time of the last datagram less the receiver's clock
+    boot_ms: int  # 0: not said
+    sampling: int
+    templates: int
+
+
+@dataclass(slots=True)
+class _State:
     index: int
     exporter: Exporter
     datagrams: int = 0
     records: int = 0
     sequence_gaps: int = 0
-    heard_ms: int = 0  # receiver's clock, Unix ms
-    clock_ahead_ms: int = 0  # export time of the last datagram less the receiver's clock
-    boot_ms: int = 0  # 0: not said
+    heard_ms: int = 0
+    clock_ahead_ms: int = 0
+    boot_ms: int = 0
     sampling: int = 1
     next_sequence: int | None = None
-    templates: dict[int, Template] = field(default_factory=dict)
+    templates: dict[int, Template] = field(default_factory=dict)  # the longest not refreshed first
+
+    def status(self) -> ExporterStatus:
+        return ExporterStatus(
+            self.index,
+            self.exporter,
+            self.datagrams,
+            self.records,
+            self.sequence_gaps,
+            self.heard_ms,
+            self.clock_ahead_ms,
+            self.boot_ms,
+            self.sampling,
+            len(self.templates),
+        )
 
 
 class _Source(NamedTuple):
     """What a datagram's header says of all its records."""
 
-    state: ExporterStatus
+    state: _State
     export_ms: int
     uptime_ms: int
 
@@ -151,22 +180,24 @@ class FlowDecoder:
         self.counters = Counters()
         self.last_error: NetflowError | None = None
         self._limits = limits or Limits()
-        self._states: OrderedDict[Exporter, ExporterStatus] = OrderedDict()  # least recently heard first
-        self._evicted: OrderedDict[int, Exporter] = OrderedDict()
+        self._states: OrderedDict[Exporter, _State] = OrderedDict()  # least recently heard first
+        self._names: dict[int, Exporter] = {}
+        self._evicted: deque[int] = deque()  # indices that still have a name and no state
+        self._domains: Counter[str] = Counter()  # by address
         self._next_index = 0
         self._templates = 0  # over all exporters
 
     @property
     def exporters(self) -> Mapping[int, Exporter]:
-        """Name each index in a record's ``exporter``; an index is never used again.
+        """Name each index in a record's ``exporter``, as a live view; an index is never used again.
 
         Holds all exporters that have state and the last 4,096 that lost it.
         """
-        return dict(self._evicted) | {state.index: name for name, state in self._states.items()}
+        return MappingProxyType(self._names)
 
     def status(self) -> list[ExporterStatus]:
         """Return what is known of each exporter, the least recently heard first."""
-        return list(self._states.values())
+        return [state.status() for state in self._states.values()]
 
     def decode(self, payload: bytes, exporter_address: str, received_ms: int) -> FlowRecords:
         """Return the records of one datagram, in its order; never raises for what the bytes say.
@@ -202,23 +233,29 @@ class FlowDecoder:
         return json.dumps({"form": 1, "exporters": exporters}, separators=(",", ":")).encode()
 
     def load_templates(self, saved: bytes) -> None:
-        """Take over what :meth:`dump_templates` wrote; every template is checked as one from the network.
+        """Take over what :meth:`dump_templates` wrote; a template is checked, and its fault counted, as one received.
 
         Raises:
-            NetflowError: Too long, or not such a document; templates before the fault are kept.
+            NetflowError: Too long, or not such a document; exporters before the fault are kept.
         """
         if len(saved) > self._limits.saved_bytes:
             limit = self._limits.saved_bytes
             raise NetflowError(Reason.SAVED_TEMPLATES, "bytes of saved templates", len(saved), limit)
         try:
             for one in json.loads(saved)["exporters"]:
-                name = Exporter(str(one["address"]), int(one["version"]), int(one["domain"]))
-                state = self._state(name)
-                state.boot_ms, state.sampling = int(one["boot_ms"]), min(max(int(one["sampling"]), 1), _UINT32)
-                for is_options, definition in one["templates"]:
-                    self._define(state, bytes.fromhex(definition), is_options=bool(is_options))
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as exc:
-            raise NetflowError(Reason.SAVED_TEMPLATES, "form of saved templates", 0, 1) from exc
+                self._load_exporter(one)
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as exc:
+            raise NetflowError(Reason.SAVED_TEMPLATES, f"form of saved templates ({exc!r})", 0, 1) from exc
+
+    def _load_exporter(self, one: Mapping[str, Any]) -> None:
+        version, domain = int(one["version"]), int(one["domain"])
+        if version not in _TEMPLATE_SETS or not 0 <= domain <= _UINT32:
+            raise NetflowError(Reason.SAVED_TEMPLATES, f"version with domain {domain}", version, 10)
+        state = self._state(Exporter(str(one["address"]), version, domain))
+        state.boot_ms = min(max(int(one["boot_ms"]), 0), MAX_TIME_MS)
+        state.sampling = min(max(int(one["sampling"]), 1), _UINT32)
+        for is_options, definition in one["templates"]:
+            self._define(state, bytes.fromhex(definition), is_options=bool(is_options))
 
     def _take(self, batch: _Batch, payload: bytes, address: str, received_ms: int) -> None:
         counters = self.counters
@@ -272,14 +309,14 @@ class FlowDecoder:
             raise NetflowError(Reason.LENGTH, "length of an IPFIX message", length, _IPFIX_HEADER.size)
         state = self._heard(Exporter(address, 10, domain), received_ms, seconds * 1000)
         message = payload if length == len(payload) else payload[:length]
-        unknown, seen = self.counters.unknown_template_sets, 0
+        unknown, seen = self.counters.unknown_template_sets, None
         try:
             source = _Source(state, seconds * 1000, UPTIME_UNKNOWN)
             seen = self._take_sets(batch, message, _IPFIX_HEADER.size, source)
         finally:
-            # Without the templates nobody knows how many records the message holds.
-            is_counted = unknown == self.counters.unknown_template_sets
-            self._check_sequence(state, sequence, seen if is_counted else None)
+            # Without its templates, or where it is broken, nobody knows how many records the message holds.
+            has_unknown = unknown != self.counters.unknown_template_sets
+            self._check_sequence(state, sequence, None if has_unknown else seen)
         if length != len(payload):
             raise NetflowError(Reason.LENGTH, "length of an IPFIX message", length, len(payload))
 
@@ -292,7 +329,6 @@ class FlowDecoder:
         state = source.state
         template_sets = _TEMPLATE_SETS[state.exporter.version]
         end, seen, left = len(message), 0, self._limits.sets_per_datagram
-        changes = self.counters.templates_defined + self._limits.template_changes_per_datagram
         while end - offset >= _SET_HEADER.size:
             set_id, length = _SET_HEADER.unpack_from(message, offset)
             if length < _SET_HEADER.size:
@@ -310,7 +346,7 @@ class FlowDecoder:
             if set_id >= _FIRST_DATA_SET:
                 seen += self._take_data(batch, set_id, body, source)
             elif set_id in template_sets:
-                self._define(state, body, is_options=template_sets[set_id], changes=changes)
+                self._define(state, body, is_options=template_sets[set_id])
             else:
                 self._note(NetflowError(Reason.RESERVED_SET, "set id", set_id, _FIRST_DATA_SET), state.exporter.address)
         return seen
@@ -351,13 +387,13 @@ class FlowDecoder:
             return source
         return source._replace(uptime_ms=(source.export_ms - source.state.boot_ms) & _UINT32)
 
-    def _take_options(self, layout: Layout, body: bytes, count: int, state: ExporterStatus) -> None:
+    def _take_options(self, layout: Layout, body: bytes, count: int, state: _State) -> None:
         self.counters.option_records += count
         state.boot_ms = layout.boot_ms(body) or state.boot_ms
         state.sampling = layout.sampling(body) or state.sampling
 
-    def _define(self, state: ExporterStatus, body: bytes, *, is_options: bool, changes: int | None = None) -> None:
-        """Take a template set; ``changes`` is the value of the counter of definitions that must not be passed."""
+    def _define(self, state: _State, body: bytes, *, is_options: bool) -> None:
+        """Take a template set: what it defines, redefines, repeats or withdraws."""
         known, counters = state.templates, self.counters
         version = state.exporter.version
         for template_id, said in read_templates(body, version, is_options=is_options, known=known, limits=self._limits):
@@ -366,16 +402,12 @@ class FlowDecoder:
                 continue
             old = known.get(template_id)
             if said is old:
+                known[template_id] = known.pop(template_id)  # refreshed
                 continue
             if isinstance(said, NetflowError):
                 self._forget(state, template_id)
                 self._note(said, state.exporter.address)
                 continue
-            if counters.templates_defined == changes:
-                limit = self._limits.template_changes_per_datagram
-                error = NetflowError(Reason.TEMPLATE_CHANGES, "new templates of a datagram, more than", limit, limit)
-                self._note(error, state.exporter.address)
-                return
             counters.templates_defined += 1
             counters.templates_redefined += old is not None
             self._forget(state, template_id)
@@ -383,7 +415,7 @@ class FlowDecoder:
             known[template_id] = said
             self._templates += 1
 
-    def _withdraw(self, state: ExporterStatus, said: Withdrawal) -> None:
+    def _withdraw(self, state: _State, said: Withdrawal) -> None:
         """Take back one template, or all of a kind: "Template ID ... 2 ... all Templates" (RFC 7011 section 8.1)."""
         kind_set = 3 if said.is_options else 2
         ids = [said.template_id] if said.template_id in state.templates else []
@@ -393,11 +425,11 @@ class FlowDecoder:
             self._forget(state, template_id)
         self.counters.templates_withdrawn += len(ids)
 
-    def _forget(self, state: ExporterStatus, template_id: int) -> None:
+    def _forget(self, state: _State, template_id: int) -> None:
         if state.templates.pop(template_id, None) is not None:
             self._templates -= 1
 
-    def _make_room(self, state: ExporterStatus) -> None:
+    def _make_room(self, state: _State) -> None:
         """Drop the exporter's oldest template at its own limit, the longest silent exporter's at that of all."""
         if len(state.templates) >= self._limits.templates_per_exporter:
             self._drop_oldest(state)
@@ -405,11 +437,11 @@ class FlowDecoder:
             silent = next(other for other in self._states.values() if other.templates)
             self._drop_oldest(silent)
 
-    def _drop_oldest(self, state: ExporterStatus) -> None:
+    def _drop_oldest(self, state: _State) -> None:
         self._forget(state, next(iter(state.templates)))
         self.counters.templates_evicted += 1
 
-    def _heard(self, name: Exporter, received_ms: int, export_ms: int) -> ExporterStatus:
+    def _heard(self, name: Exporter, received_ms: int, export_ms: int) -> _State:
         state = self._states.get(name)
         if state is None:
             state = self._state(name)
@@ -420,28 +452,32 @@ class FlowDecoder:
         state.clock_ahead_ms = export_ms - received_ms
         return state
 
-    def _state(self, name: Exporter) -> ExporterStatus:
+    def _state(self, name: Exporter) -> _State:
         """Return the state of an exporter, made when it is new; over the limits, the longest silent one goes."""
         if name in self._states:
             return self._states[name]
-        same_address = [other for other in self._states if other.address == name.address]
-        if len(same_address) >= self._limits.domains_per_address:
-            self._evict(same_address[0])
+        if self._domains[name.address] >= self._limits.domains_per_address:
+            self._evict(next(other for other in self._states if other.address == name.address))
         elif len(self._states) >= self._limits.exporters:
             self._evict(next(iter(self._states)))
-        state = self._states[name] = ExporterStatus(self._next_index, name)
-        self._next_index = (self._next_index + 1) & _UINT32
+        state = self._states[name] = _State(self._next_index, name)
+        self._names[self._next_index] = name
+        self._domains[name.address] += 1
+        self._next_index += 1
         return state
 
     def _evict(self, name: Exporter) -> None:
         state = self._states.pop(name)
         self._templates -= len(state.templates)
-        self._evicted[state.index] = name
+        self._domains[name.address] -= 1
+        if not self._domains[name.address]:
+            del self._domains[name.address]
+        self._evicted.append(state.index)
         if len(self._evicted) > _REMEMBERED_EVICTED:
-            self._evicted.popitem(last=False)
+            del self._names[self._evicted.popleft()]
         self.counters.exporters_evicted += 1
 
-    def _check_sequence(self, state: ExporterStatus, sequence: int, advance: int | None) -> None:
+    def _check_sequence(self, state: _State, sequence: int, advance: int | None) -> None:
         """Count a gap when ``sequence`` does not follow; ``advance`` leads to the next, None when nobody knows."""
         if state.next_sequence is not None and sequence != state.next_sequence:
             state.sequence_gaps += 1

@@ -39,7 +39,6 @@ class Reason(StrEnum):
     TEMPLATE_FIELDS = "template_fields"  # more fields than the limit
     TEMPLATE_BYTES = "template_bytes"  # longer records than the limit
     TEMPLATE_SCOPE = "template_scope"  # scope and field counts contradict each other
-    TEMPLATE_CHANGES = "template_changes"  # more new definitions in one datagram than the limit
     FIELD_LENGTH = "field_length"  # an element cannot have this length
     RECORD_LENGTH = "record_length"  # a variable-length field reaches past its set
     SAVED_TEMPLATES = "saved_templates"  # not what dump_templates() writes
@@ -72,7 +71,6 @@ class Limits:
     template_fields: int = 256
     record_bytes: int = 16_384
     sets_per_datagram: int = 256
-    template_changes_per_datagram: int = 256
     saved_bytes: int = 64 << 20
 
 
