@@ -1,0 +1,41 @@
+from typing import Any
+
+import grpc
+import pytest
+from vedette.controller.adapters.grpc.admin import METHODS, compose, methods_of
+from vedette.controller.adapters.grpc.errors import STATUS_OF, public_error
+from vedette.controller.domain import errors
+from vedette.models.documents import DocumentError
+from vedette.wire.errors import WireError
+
+
+class Tokens:
+    async def CreateToken(self, request: Any, context: Any) -> str:  # noqa: N802
+        return "made"
+
+
+async def test_each_part_serves_its_own_verbs():
+    servicer: Any = compose(Tokens())
+    assert await servicer.CreateToken(None, None) == "made"
+    assert methods_of(Tokens()) == ("CreateToken",)
+    assert all(hasattr(servicer, name) for name in METHODS)
+
+
+def test_a_verb_served_twice_is_a_mistake_in_the_wiring():
+    with pytest.raises(TypeError, match="CreateToken"):
+        compose(Tokens(), Tokens())
+
+
+@pytest.mark.parametrize("kind", errors.ControllerError.__subclasses__())
+def test_every_error_has_a_status_a_code_and_three_lines(kind: type[errors.ControllerError]):
+    status, text, code = public_error(kind("some-code", "what", "why 3 of 2", "do this"))
+    assert status is STATUS_OF[kind]
+    assert text == "what\nwhy 3 of 2\ndo this"
+    assert code == "some-code"
+
+
+def test_errors_of_peers_name_value_and_limit_and_unforeseen_ones_say_nothing():
+    assert public_error(WireError("x is 9, limit 8"))[0] is grpc.StatusCode.INVALID_ARGUMENT
+    assert "x is 9, limit 8" in public_error(WireError("x is 9, limit 8"))[1]
+    assert public_error(DocumentError("y"))[2] == "bad-document"
+    assert "secret" not in public_error(KeyError("secret"))[1]
