@@ -37,10 +37,13 @@ HALF_S = 30
 """Length of one half of a distinct counter: it looks back between one and two halves."""
 FORGET_S = 3_600
 """An entry unseen for so long is new again."""
-WARM_S = 60
-"""What an exporter reports in the first minute of an epoch counts as known: all of it would be new otherwise."""
+WARM_S = 120
+"""What an exporter reports in the first minutes of an epoch counts as known: all of it would be new otherwise."""
 KNOWN_AFTER_S = 600
 """An entry that appeared later becomes known gradually over this time."""
+PAUSE = 8
+"""A gap of more than so many usual intervals, and of more than 8 s, is a pause: it starts a series anew, else one long
+absence hides a regular interval for the next twenty (measured: the second visit of a beacon)."""
 BITMAP_BITS = 256
 
 _WORDS = BITMAP_BITS // 64
@@ -253,7 +256,10 @@ class Table:
 def _means_after(earlier: Floats, gap: Floats, sizes: Floats, least_weight: float) -> Floats:
     """Return the means with one more interval, where there is one, and one more size of each entry."""
     means = earlier.copy()
-    timed = np.flatnonzero(gap > 0.0)
+    usual = np.maximum(means[:, INTERVAL_MEAN], 1000.0)
+    paused = (means[:, INTERVALS] > 0) & (gap > PAUSE * usual)
+    means[paused, INTERVALS : INTERVAL_DEVIATION + 1] = 0.0
+    timed = np.flatnonzero((gap > 0.0) & ~paused)
     means[timed, INTERVALS] += 1.0
     _shift(means, timed, INTERVAL_MEAN, gap[timed], np.maximum(least_weight, 1.0 / means[timed, INTERVALS]))
     means[:, UPDATES] += 1.0
