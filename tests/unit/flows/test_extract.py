@@ -138,10 +138,13 @@ def test_a_scan_shows_in_the_fan_out_of_its_source() -> None:
 
 
 def test_a_beacon_shows_as_regular_and_a_new_service_as_unknown() -> None:
-    steady = [record(src="10.0.0.9", src_port=50_000 + i, export_ms=T0_MS + i * 1000) for i in range(120)]
+    steady = [record(src="10.0.0.9", src_port=50_000 + i, export_ms=T0_MS + i * 1000) for i in range(200)]
     beacon = [
         record(
-            dst_port=9000, src_port=40_000 + i, start_ms=T0_MS + 70_000 + i * 5000, export_ms=T0_MS + 70_000 + i * 5000
+            dst_port=9000,
+            src_port=40_000 + i,
+            start_ms=T0_MS + 130_000 + i * 5000,
+            export_ms=T0_MS + 130_000 + i * 5000,
         )
         for i in range(10)
     ]
