@@ -83,6 +83,7 @@ def test_both_byte_orders_and_both_units_of_time(order: str, magic: int, unit_ns
         (1, bytes(12) + b"\x86\xdd", ip6_packet(), "2001:db8::1"),
         (1, bytes(12) + b"\x81\x00\x00\x07\x08\x00", ip_packet(), "192.0.2.1"),
         (1, bytes(12) + b"\x88\xa8\x00\x07\x81\x00\x00\x08\x08\x00", ip_packet(), "192.0.2.1"),
+        (0x2400_0001, bytes(12) + b"\x08\x00", ip_packet() + bytes(4), "192.0.2.1"),  # with frame check sequences
         (12, b"", ip_packet(), "192.0.2.1"),
         (101, b"", ip6_packet(), "2001:db8::1"),
         (101, b"", ip6_packet(extension=b"\x3c\x00" + bytes(6) + b"\x11\x01" + bytes(14)), "2001:db8::1"),
@@ -113,6 +114,7 @@ def test_link_types_and_headers(link_type: int, head: bytes, packet: bytes, sour
         ip6_packet()[:-1],
         ip6_packet()[:39],
         b"\x50" + bytes(60),
+        ip_packet()[:24] + b"\x00\x07" + ip_packet()[26:],  # UDP shorter than its header
     ],
 )
 def test_packets_that_are_no_whole_udp_datagram_are_passed_over(packet: bytes) -> None:

@@ -53,7 +53,12 @@ def one(
 def test_v5_record_has_every_value_of_its_packet() -> None:
     body = v5_record("10.1.2.3", "172.16.0.9", ports=(40112, 22), flags=0x1F, tos=0xB8, packets=9, octets=1210)
 
-    flows = decode(v5(body, nanoseconds=250_999_999, uptime_ms=10_000, engine=(1, 2), sampling=0x4064))
+    decoder = FlowDecoder()
+    flows = decode(
+        v5(body, nanoseconds=250_999_999, uptime_ms=10_000, engine=(1, 2), sampling=0x4064),
+        v5(body, engine=(3, 2), sampling=0xFFFF),
+        decoder=decoder,
+    )
 
     got = {name: flows[name][0].item() for name in flows.dtype.names or ()}
     high, low = address_halves("10.1.2.3")
@@ -64,7 +69,8 @@ def test_v5_record_has_every_value_of_its_packet() -> None:
     assert (got["reverse_packets"], got["reverse_bytes"], got["reverse_flags"], got["end_reason"]) == (0, 0, 0, 0)
     assert got["export_ms"] == EXPORT_MS + 250
     assert (got["start_ms"], got["end_ms"]) == (EXPORT_MS + 250 - 9000, EXPORT_MS + 250 - 8000)
-    assert got["sampling"] == 100  # 14 low bits; the two above say how
+    assert flows["sampling"].tolist() == [100, 0x3FFF]  # 14 low bits; the two above say how
+    assert [decoder.exporters[index].domain for index in flows["exporter"].tolist()] == [0x0102, 0x0302]
 
 
 def test_v9_times_count_from_header_seconds_less_uptime() -> None:
@@ -277,6 +283,44 @@ def test_sampling_of_option_data_holds_for_the_exporter_that_said_it(
 
     assert flows["sampling"].tolist() == [1, rate, 1]
     assert decoder.counters.option_records == 1
+
+
+def test_last_option_record_counts_and_one_that_says_nothing_changes_nothing() -> None:
+    layout: tuple[FieldSpec, ...] = ((143, 4), (160, 8), (34, 4))
+    other: tuple[FieldSpec, ...] = ((143, 4), (41, 8))
+    templates = options_set(10, *(options_template(10, n, f[:1], *f[1:]) for n, f in ((300, layout), (301, other))))
+    decoder = FlowDecoder()
+
+    decode(
+        ipfix(templates, packet_set(300, record(layout, 1, 1111, 10), record(layout, 2, 2222, 20))),
+        ipfix(packet_set(301, record(other, 1, 9)), sequence=2),
+        ipfix(packet_set(300, record(layout, 1, 0, 0)), sequence=3),
+        decoder=decoder,
+    )
+
+    (status,) = decoder.status()
+    assert (status.boot_ms, status.sampling, decoder.counters.option_records) == (2222, 20, 4)
+
+
+def test_option_elements_that_flows_would_need_may_have_any_length() -> None:
+    # In v9 the scope of an options template is a type, not an element: 1 is the system, of any length.
+    decode(v9(options_set(9, options_template(9, 300, ((1, 12), (2, 10)), (34, 4)))))
+
+
+def test_known_element_of_variable_length_is_passed_over() -> None:
+    layout: tuple[FieldSpec, ...] = ((8, 4), (1, 65535), (12, 4), (2, 4))
+    body = record(layout, "10.0.0.1", b"\x02\x01\x02", "10.0.0.2", 5)
+
+    flows = decode(ipfix(template_set(10, template(256, *layout)), packet_set(256, body)))
+
+    assert (flows["bytes"][0], flows["packets"][0]) == (0, 5)
+
+
+def test_padding_as_long_as_the_fixed_fields_of_a_variable_record_is_no_record() -> None:
+    layout: tuple[FieldSpec, ...] = ((8, 4), (12, 4), (82, 65535))
+    body = record(layout, "10.0.0.1", "10.0.0.2", b"\x00")
+
+    assert len(decode(ipfix(template_set(10, template(256, *layout)), packet_set(256, body, bytes(8))))) == 1
 
 
 def test_variable_length_fields_are_passed_over_wherever_they_stand() -> None:

@@ -261,6 +261,18 @@ def test_repeated_template_is_no_redefinition(version: int) -> None:
     assert (decoder.counters.templates_defined, decoder.counters.templates_redefined) == (3, 0)
 
 
+def test_options_template_of_the_same_bytes_is_another_template() -> None:
+    decoder = FlowDecoder()
+    data = template(300, (2, 4), (999, 4))
+    options = data + b"\x00\x08"  # scope 2: element 4 of 999 bytes, then of 8
+
+    decoder.decode(ipfix(template_set(10, data)), HERE, 0)
+    decoder.decode(ipfix(options_set(10, options), packet_set(300, bytes(2 * 1007))), HERE, 0)
+
+    assert decoder.counters.templates_redefined == 1
+    assert (decoder.counters.option_records, decoder.counters.records_not_flows) == (2, 0)
+
+
 @pytest.mark.parametrize("version", [9, 10])
 def test_refused_redefinition_takes_the_old_template_away(version: int) -> None:
     decoder = primed()
@@ -387,7 +399,7 @@ def test_templates_of_all_exporters_are_limited_the_longest_silent_loses() -> No
 
     decoder.decode(packet, "198.51.100.66", 0)
 
-    assert sum(status.templates for status in decoder.status()) == 8
+    assert [status.templates for status in decoder.status()] == [0, 0, 8]
     assert len(decoder.decode(v9(packet_set(309, v4_flow())), "198.51.100.66", 0)) == 1
 
 
@@ -427,13 +439,14 @@ def test_saved_templates_let_a_later_process_read_from_the_first_packet() -> Non
         b"",
         b"[]",
         b"{}",
+        b'{"form": 2, "exporters": []}',
         b"\xff",
         b"[" * 100_000,
-        b'{"exporters": [1]}',
-        b'{"exporters": [{"address": "a", "version": 5, "domain": 0}]}',
-        b'{"exporters": [{"address": "a", "version": 9, "domain": -1}]}',
-        b'{"exporters": [{"address": "a", "version": 9, "domain": 0, "boot_ms": 1e999}]}',
-        b'{"exporters": [{"address":"a", "version":9, "domain":0, "boot_ms":0, "sampling":1, "templates":[[0]]}]}',
+        b'{"form": 1, "exporters": [1]}',
+        b'{"form": 1, "exporters": [{"address": "a", "version": 5, "domain": 0}]}',
+        b'{"form": 1, "exporters": [{"address": "a", "version": 9, "domain": -1}]}',
+        b'{"form": 1, "exporters": [{"address": "a", "version": 9, "domain": 0, "boot_ms": 1e999}]}',
+        b'{"form":1, "exporters":[{"address":"a","version":9,"domain":0,"boot_ms":0,"sampling":1,"templates":[[0]]}]}',
     ],
 )
 def test_saved_templates_that_are_none_are_refused(saved: bytes) -> None:

@@ -112,23 +112,21 @@ class Chunk:
 class Layout:
     """How the records of one template are read; hashable by identity, holds no state."""
 
-    def __init__(self, fields: Sequence[Field], *, version: int, scope_fields: int = 0, options: bool = False) -> None:
+    def __init__(self, fields: Sequence[Field], *, version: int, options: bool = False) -> None:
         """Compile ``fields``.
 
         Args:
             fields: In the order of the template, scope fields first; :func:`check_fields` has passed them.
             version: Of the export protocol; 9 and 10 differ in what 23 and 24 mean.
-            scope_fields: How many of the first fields are scope: their types are no elements in v9.
-            options: Read what describes the exporter instead of flows.
+            options: Read what describes the exporter instead of flows. Scope fields, whose types are no elements in
+                v9, need no care then: their numbers mean nothing we read.
         """
         self.runs = _runs(fields)
         self.bytes = sum(self.runs)
         self.is_variable = len(self.runs) > 1
         self.min_bytes = self.bytes + len(self.runs) - 1
-        roles = _places(fields, scope_fields)
-        if options:
-            roles = {role: place for role, place in roles.items() if role in _OPTION_ROLES}
-        elif version == 9:
+        roles = _places(fields, options)
+        if not options and version == 9:
             _outgoing(fields, roles)
         self._dtype = _dtype(roles, self.bytes)
         self._roles = frozenset(roles)
@@ -268,14 +266,20 @@ class Layout:
         return np.where(rate > 0, np.minimum(rate, 0xFFFF_FFFF), otherwise)
 
 
-def check_fields(fields: Sequence[Field], scope_fields: int = 0) -> None:
+def _role(field: Field, options: bool) -> tuple[str, int]:
+    """Return what a field is to us and its rank among others of that role; nothing when we do not read it."""
+    role, rank = _ROLES.get((field.enterprise, field.element), ("", 0))
+    return ("", 0) if options and role not in _OPTION_ROLES else (role, rank)
+
+
+def check_fields(fields: Iterable[Field], *, options: bool) -> None:
     """Refuse lengths that elements we read cannot have; far cheaper than compiling, so done for every template.
 
     Raises:
         LayoutError: An address is not 4 or 16 bytes, an NTP timestamp not 8, an integer more than 8.
     """
-    for field in fields[scope_fields:]:
-        role, _ = _ROLES.get((field.enterprise, field.element), ("", 0))
+    for field in fields:
+        role, _ = _role(field, options)
         if not role or field.length in (0, VARIABLE_LENGTH):
             continue
         exact = _ADDRESS_BYTES.get(role, _NTP_BYTES if role.endswith("_ntp") else 0)
@@ -294,15 +298,15 @@ def _runs(fields: Iterable[Field]) -> list[int]:
     return runs
 
 
-def _places(fields: Sequence[Field], scope_fields: int) -> dict[str, tuple[int, int]]:
+def _places(fields: Iterable[Field], options: bool) -> dict[str, tuple[int, int]]:
     """Return role -> (offset, length) of the elements we read; offsets count without variable-length fields."""
     best: dict[str, tuple[int, int, int]] = {}
     offset = 0
-    for number, field in enumerate(fields):
+    for field in fields:
         if field.length == VARIABLE_LENGTH:
             continue
-        role, rank = _ROLES.get((field.enterprise, field.element), ("", 0))
-        if role and field.length and number >= scope_fields and (role not in best or rank < best[role][0]):
+        role, rank = _role(field, options)
+        if role and field.length and (role not in best or rank < best[role][0]):
             best[role] = (rank, offset, field.length)
         offset += field.length
     return {role: (at, length) for role, (_, at, length) in best.items()}

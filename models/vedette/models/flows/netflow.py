@@ -57,6 +57,7 @@ _V5 = Layout(
     version=5,
 )  # fmt: skip
 _REMEMBERED_EVICTED = 4096
+_SAVED_FORM = 1
 
 
 class Exporter(NamedTuple):
@@ -230,7 +231,7 @@ class FlowDecoder:
             for state in self._states.values()
             if state.templates
         ]
-        return json.dumps({"form": 1, "exporters": exporters}, separators=(",", ":")).encode()
+        return json.dumps({"form": _SAVED_FORM, "exporters": exporters}, separators=(",", ":")).encode()
 
     def load_templates(self, saved: bytes) -> None:
         """Take over what :meth:`dump_templates` wrote; a template is checked, and its fault counted, as one received.
@@ -242,10 +243,14 @@ class FlowDecoder:
             limit = self._limits.saved_bytes
             raise NetflowError(Reason.SAVED_TEMPLATES, "bytes of saved templates", len(saved), limit)
         try:
-            for one in json.loads(saved)["exporters"]:
+            document = json.loads(saved)
+            if document["form"] != _SAVED_FORM:
+                raise NetflowError(Reason.SAVED_TEMPLATES, "form of saved templates", document["form"], _SAVED_FORM)
+            for one in document["exporters"]:
                 self._load_exporter(one)
         except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as exc:
-            raise NetflowError(Reason.SAVED_TEMPLATES, f"form of saved templates ({exc!r})", 0, 1) from exc
+            what = f"bytes read as saved templates ({exc!r})"
+            raise NetflowError(Reason.SAVED_TEMPLATES, what, 0, len(saved)) from exc
 
     def _load_exporter(self, one: Mapping[str, Any]) -> None:
         version, domain = int(one["version"]), int(one["domain"])
