@@ -1,7 +1,7 @@
 """What happens in a demo, in which order, and what is shown of it.
 
-Agents watch captured traffic of one network; the model is trained on another network's, so that what they find was never
-seen in training. Then the traffic changes, drift shows it, and a second version is trained and rolled out.
+Agents watch captured traffic of one network; the model is trained on another network's, so that what they find was
+never seen in training. Then the traffic changes, drift shows it, and a second version is trained and rolled out.
 """
 
 from __future__ import annotations
@@ -28,6 +28,8 @@ _TRAIN_FIRST = ("base2/softflowd-v9", "base2/pmacct-ipfix")
 _TRAIN_SECOND = ("shifted/softflowd-v9",)
 _WINDOW_S = 5
 _MODEL = "flow-threat"
+_ENROLL = "enroll --token vdt1.… --config …/agent.toml"
+_COLUMNS = ("AGENT", "VERSION", "FLOWS/S", "P50", "P99", "FLOWS", "FLAGGED", "MEMORY")
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,9 +145,7 @@ class Story:
         edge.config.write_text(_agent_config(home, name, port))
         made = self._vedette("token", "create", "--label", f"site={name.split('-')[1]}", quiet=not shown)
         arguments = ["enroll", "--token", made["token"], "--config", str(edge.config)]
-        self._foreground(
-            "vedette-agent", *arguments, shown="enroll --token vdt1.… --config …/agent.toml" if shown else ""
-        )
+        self._foreground("vedette-agent", *arguments, shown=_ENROLL if shown else "")
         self._programs.start(name, [*program("vedette-agent"), "run", "--config", str(edge.config)])
         return edge
 
@@ -171,9 +171,8 @@ class Story:
         self._heading(f"A model: {_MODEL} trained on a labelled snapshot, converted, checked, signed")
         for name in names:
             folder = captures() / name.split("/", maxsplit=1)[0]
-            self._vedette(
-                "data", "import", str(captures() / f"{name}.pcap.gz"), "--dataset", dataset, "--format", "flows"
-            )
+            capture = str(captures() / f"{name}.pcap.gz")
+            self._vedette("data", "import", capture, "--dataset", dataset, "--format", "flows")
         self._vedette("label", "import", str(folder / "labels.json"), "--dataset", dataset)
         snapshot = self._vedette("data", "snapshot", dataset)
         run = self._vedette("train", _MODEL, "--data", snapshot["snapshot"])
@@ -191,20 +190,14 @@ class Story:
                 raise DemoError(f"{agent['name']} does not run {version} after its rollout: {agent['slots']}")
 
     def _show_fleet(self, version: str) -> None:
-        self._programs.until(
-            f"telemetry of {version} from every agent", lambda: self._all_reported(version), within_s=60
-        )
+        reported = f"telemetry of {version} from every agent"
+        self._programs.until(reported, lambda: self._all_reported(version), within_s=60)
         table = Table(box=None, header_style="bold", padding=(0, 2, 0, 0))
-        for name, justify in (("AGENT", "left"), ("VERSION", "left"), ("FLOWS/S", "right"), ("P50", "right"),
-                              ("P99", "right"), ("FLOWS", "right"), ("FLAGGED", "right"), ("MEMORY", "right")):  # fmt: skip
-            table.add_column(name, justify=justify)  # type: ignore[arg-type]
+        for place, name in enumerate(_COLUMNS):
+            table.add_column(name, justify="left" if place < 2 else "right")
         for row in self._telemetry():
             if row["version"] == version:
-                table.add_row(
-                    row["agent"], row["version"], f"{row['rows_per_s']:,.0f}", f"{row['latency_p50_ms']:.2f} ms",
-                    f"{row['latency_p99_ms']:.2f} ms", f"{row['rows']:,}", f"{row['flagged']:,}",
-                    f"{row['memory_bytes'] / 2**20:.0f} MiB",
-                )  # fmt: skip
+                table.add_row(*_cells(row))
         self._console.print(table)
         self._show_verdict()
 
@@ -214,9 +207,9 @@ class Story:
             if line is None:
                 continue
             said = line["vedette"]
-            self._note(f"newest verdict of {edge.name}: {said['verdict']}, score {said['score']:.3f}, {line['src_ip']} → "
-                       f"{line['dest_ip']} port {line['dest_port']} {line['proto']}")  # fmt: skip
-            for item in said.get("evidence", [])[:3]:
+            way = f"{line['src_ip']} → {line['dest_ip']} port {line['dest_port']} {line['proto']}"
+            self._note(f"newest verdict of {edge.name}: {said['verdict']}, score {said['score']:.3f}, {way}")
+            for item in said["evidence"][:3]:
                 self._note(f"  {item['feature']:36} {item['value']:>12,.4g}   usual {item['usual']:.4g}")
             return
 
@@ -241,17 +234,16 @@ class Story:
 
     def _drift(self) -> str:
         report = self._vedette("drift", _MODEL, quiet=True)
-        return "; ".join(
-            f"{item['version']} {item['verdict']} over {item['rows']:,} flows" for item in report["versions"]
-        )
+        told = (f"{item['version']} {item['verdict']} over {item['rows']:,} flows" for item in report["versions"])
+        return "; ".join(told)
 
     def _end(self, first: str, second: str) -> None:
         sent = sum(edge.replay.sent for edge in self._edges)
         written = sum(_count_lines(edge.verdicts) for edge in self._edges)
         took = time.monotonic() - self._begun
         self._heading("Done")
-        self._note(f"{took:.0f} s: {sent:,} datagrams replayed, {written:,} verdict lines written, {first} and {second} "
-                   f"trained, signed and rolled out to {len(self._edges)} agents")  # fmt: skip
+        self._note(f"{sent:,} datagrams replayed, {written:,} verdict lines written in {took:.0f} s")
+        self._note(f"{first} and {second} trained, signed and rolled out to {len(self._edges)} agents")
         if not self._options.keep:
             self._note("Run it with --keep to go on looking. Then, in another terminal:")
         else:
@@ -290,15 +282,27 @@ class Story:
     def _heading(self, text: str) -> None:
         self._step += 1
         took = time.monotonic() - self._begun
-        self._console.print(
-            f"\n[bold cyan]{self._step}[/bold cyan]  [bold]{text}[/bold]  [dim]{took:.0f} s[/dim]", highlight=False
-        )
+        mark, told = f"[bold cyan]{self._step}[/bold cyan]", f"[bold]{text}[/bold]  [dim]{took:.0f} s[/dim]"
+        self._console.print(f"\n{mark}  {told}", highlight=False)
 
     def _command(self, text: str) -> None:
         self._console.print(f"   [green]$[/green] {text}", highlight=False, markup=True, soft_wrap=True)
 
     def _note(self, text: str) -> None:
         self._console.print(f"   {text}", highlight=False, markup=False)
+
+
+def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:
+    return (
+        row["agent"],
+        row["version"],
+        f"{row['rows_per_s']:,.0f}",
+        f"{row['latency_p50_ms']:.2f} ms",
+        f"{row['latency_p99_ms']:.2f} ms",
+        f"{row['rows']:,}",
+        f"{row['flagged']:,}",
+        f"{row['memory_bytes'] / 2**20:.0f} MiB",
+    )
 
 
 def _agent_config(home: Path, name: str, port: int) -> str:
@@ -343,7 +347,8 @@ def _count_lines(path: Path) -> int:
 def _drift_lines(report: Mapping[str, Any]) -> list[str]:
     lines = []
     for version in report["versions"]:
-        lines.append(f"after: {version['version']} {version['verdict']} over {version['rows']:,} flows, flagged "
-                     f"{version['flagged_share']:.2%} (in training {version['reference_flagged_share']:.2%})")  # fmt: skip
+        flagged, usual = version["flagged_share"], version["reference_flagged_share"]
+        lines.append(f"after: {version['version']} {version['verdict']} over {version['rows']:,} flows")
+        lines.append(f"  flagged {flagged:.2%}, in training {usual:.2%}")
         lines += [f"  {item['feature']:36} PSI {item['psi']:.2f}" for item in version["features"][:4]]
     return lines
