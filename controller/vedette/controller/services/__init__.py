@@ -1,0 +1,1 @@
+"""What the controller does for its callers: stores, jobs and decisions put together, one module a concern."""

@@ -1,0 +1,91 @@
+"""A dataset service, and what comes after it, over real stores in a temporary folder."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from vedette.controller.adapters.blobs import BlobStore
+from vedette.controller.adapters.children import Children
+from vedette.controller.adapters.sqlite import datasets as dataset_store
+from vedette.controller.adapters.sqlite.database import Database
+from vedette.controller.services.datasets import DatasetService
+from vedette.wire.views import DataImport, LabelImport
+
+CAPTURES = Path(__file__).parents[2] / "controller/vedette/controller/data/captures"
+
+
+class StepClock:
+    """A clock that moves a second at each question, so that no two facts have one date."""
+
+    def __init__(self) -> None:
+        self._now = datetime(2026, 11, 23, 10, 0, tzinfo=UTC)
+
+    def now(self) -> datetime:
+        self._now += timedelta(seconds=1)
+        return self._now
+
+    def monotonic(self) -> float:
+        return self.now().timestamp()
+
+
+@dataclass
+class DataRoom:
+    """The stores and the service of one controller's data."""
+
+    database: Database
+    blobs: BlobStore
+    children: Children
+    service: DatasetService
+    root: Path
+
+    @property
+    def store(self) -> dataset_store.DatasetStore:
+        return dataset_store.DatasetStore(self.database)
+
+    async def data(self, dataset: str, content: bytes | Path, file_format: str, name: str = "") -> DataImport:
+        raw = _raw(content)
+        label = name or (content.name if isinstance(content, Path) else "upload")
+        return await self.service.import_data(dataset, file_format, label, len(raw), pieces(raw))
+
+    async def labels(self, dataset: str, content: bytes | Path) -> LabelImport:
+        raw = _raw(content)
+        return await self.service.import_labels(dataset, "labels.json", len(raw), pieces(raw))
+
+    def leftovers(self) -> list[Path]:
+        """Return what jobs left in the staging folder."""
+        return list((self.root / "staging").iterdir())
+
+    @staticmethod
+    def text(path: Path) -> str:
+        return path.read_text()
+
+
+def _raw(content: bytes | Path) -> bytes:
+    return content.read_bytes() if isinstance(content, Path) else content
+
+
+async def pieces(raw: bytes, size: int = 65_536) -> AsyncIterator[bytes]:
+    for at in range(0, len(raw), size):
+        yield raw[at : at + size]
+        await asyncio.sleep(0)
+
+
+@contextmanager
+def data_room(root: Path, *, max_upload_bytes: int = 64 << 20) -> Iterator[DataRoom]:
+    """Open the stores under a folder; closed when the block ends, whatever happened."""
+    (root / "staging").mkdir(parents=True, exist_ok=True)
+    database = Database(root / "controller.db")
+    try:
+        database.migrate(dataset_store.MIGRATIONS)
+        blobs, children = BlobStore(root / "blobs"), Children()
+        service = DatasetService(
+            database, blobs, children, root / "staging", StepClock(), max_upload_bytes=max_upload_bytes
+        )
+        yield DataRoom(database, blobs, children, service, root)
+    finally:
+        database.close()
