@@ -1,0 +1,116 @@
+"""How this agent opens gRPC channels, and what a failed call means.
+
+grpcio tells nearly every trouble of a connection as UNAVAILABLE and only its text says which (measured with grpcio
+1.85); this is the one place that reads those texts. Nothing from grpc leaves the adapters: callers see typed errors.
+
+The server's certificate is issued by a private CA that signs servers for nobody else, so the pinned CA is the identity
+and one fixed name is asked for, whatever address leads there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import grpc
+from vedette.agent.domain.advice import EXIT_REFUSED, EXIT_UNREACHABLE, AdvisedError
+from vedette.wire.limits import MAX_MESSAGE_BYTES
+
+SERVER_NAME = "vedette-controller"
+CODE_KEY = "vedette-code"
+"""Trailing metadata that carries the controller's error code."""
+
+OPTIONS: tuple[tuple[str, str | int], ...] = (
+    ("grpc.ssl_target_name_override", SERVER_NAME),
+    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    # A cut cable is noticed by neither side with the defaults; with these after 12 s (measured).
+    ("grpc.keepalive_time_ms", 10_000),
+    ("grpc.keepalive_timeout_ms", 5_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.max_pings_without_data", 0),
+    ("grpc.enable_retries", 0),  # the agent's own backoff decides when to try again
+    ("grpc.use_local_subchannel_pool", 1),  # one connection per channel: bulk bytes never queue before control
+    ("grpc.enable_http_proxy", 0),
+)
+
+
+class ControllerUnreachable(AdvisedError):
+    """Nobody answers at the controller's address: wait and retry; the agent keeps serving."""
+
+    code = "controller-unreachable"
+    exit_code = EXIT_UNREACHABLE
+
+
+class ControllerCertificateWrong(AdvisedError):
+    """Something answers that is not the controller this agent enrolled with."""
+
+    code = "controller-certificate-wrong"
+    exit_code = EXIT_REFUSED
+
+
+class ControllerRefused(AdvisedError):
+    """The controller knows better: it answered with an error of its own. ``reason`` is its code."""
+
+    code = "controller-refused"
+    exit_code = EXIT_REFUSED
+
+    def __init__(self, what: str, why: str, remedy: str, reason: str = "") -> None:
+        super().__init__(what, why, remedy)
+        self.reason = reason
+
+
+_CERTIFICATE_TEXTS = ("certificate", "CERTIFICATE", "Hostname Verification", "Peer name", "WRONG_VERSION_NUMBER")
+_REJECTED_TEXTS = ("Socket closed", "alert", "ALERT")
+# A code that only the controller itself sets: grpc makes neither of them for trouble on the way.
+_OWN_CODES = frozenset(
+    {
+        grpc.StatusCode.UNAUTHENTICATED,
+        grpc.StatusCode.PERMISSION_DENIED,
+        grpc.StatusCode.NOT_FOUND,
+        grpc.StatusCode.ALREADY_EXISTS,
+        grpc.StatusCode.FAILED_PRECONDITION,
+        grpc.StatusCode.INVALID_ARGUMENT,
+        grpc.StatusCode.OUT_OF_RANGE,
+        grpc.StatusCode.ABORTED,
+    }
+)
+
+
+def call_error(error: grpc.RpcError, address: str) -> AdvisedError:
+    """Return what a failed call means to the agent."""
+    status, text = error.code(), str(error.details() or "")
+    reason = _trailing_code(error)
+    if reason or status in _OWN_CODES:
+        what, why, remedy = (*text.split("\n"), "", "")[:3]
+        return ControllerRefused(
+            what or f"the controller at {address} refused", why or status.name, remedy or "see docs/errors.md", reason
+        )
+    if status is grpc.StatusCode.UNIMPLEMENTED:
+        return ControllerCertificateWrong(
+            f"{address} is not a controller's port for this", text, "check the address and port"
+        )
+    if status is grpc.StatusCode.UNAVAILABLE and any(part in text for part in _CERTIFICATE_TEXTS):
+        return ControllerCertificateWrong(
+            f"{address} is not the controller this agent enrolled with",
+            text[:300],
+            "look for a proxy that opens TLS or a captive portal; after a move to another controller, enrol again",
+        )
+    hint = "the link may be down, or the controller closed the connection because it no longer knows this agent"
+    return ControllerUnreachable(
+        f"no answer from the controller at {address}",
+        f"{status.name}: {text[:300]}",
+        hint if any(part in text for part in _REJECTED_TEXTS) else "it is tried again; models keep serving meanwhile",
+    )
+
+
+def _trailing_code(error: grpc.RpcError) -> str:
+    trailing: Callable[[], object] | None = getattr(error, "trailing_metadata", None)
+    for key, item in trailing() or () if trailing else ():  # type: ignore[attr-defined]  # an iterable of pairs
+        if key == CODE_KEY:
+            return item if isinstance(item, str) else bytes(item).decode("ascii", "replace")
+    return ""
+
+
+def credentials(ca: bytes, key: bytes | None = None, certificate: bytes | None = None) -> grpc.ChannelCredentials:
+    """Return TLS credentials that believe one CA (or one leaf certificate) alone."""
+    return grpc.ssl_channel_credentials(root_certificates=ca, private_key=key, certificate_chain=certificate)

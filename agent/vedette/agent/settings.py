@@ -1,0 +1,229 @@
+"""What an operator may set: ``/etc/vedette/agent.toml``, one table of keys that also writes the help and the docs.
+
+Read once, by ``app`` and ``cli``; importing this module reads nothing. What ``enroll`` learns is kept in
+``state_dir/enrolment`` and never written here.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vedette.models import toml_settings as kinds
+from vedette.models.toml_settings import Option, load_settings, parse_address
+
+DEFAULT_FILE = Path("/etc/vedette/agent.toml")
+MIB = 2**20
+
+OPTIONS: tuple[Option, ...] = (
+    Option("state_dir", kinds.path(), Path("/var/lib/vedette-agent"), "where identity, models and the spool are kept"),
+    Option("name", kinds.text(most=64), "", 'wished name of this appliance; "" is its host name'),
+    Option(
+        "controller",
+        kinds.addresses(default_port=7443),
+        (),
+        "controller addresses, in order of preference; empty: those learnt at enrolment",
+    ),
+    Option(
+        "link.retry_cap_s",
+        kinds.number(least=1, most=86_400),
+        900.0,
+        "longest wait between two tries to reach the controller, seconds; each wait is drawn from zero to its cap",
+    ),
+    Option(
+        "source.netflow.listen",
+        kinds.address(optional=True, default_port=2055),
+        "0.0.0.0:2055",
+        "UDP address for NetFlow v5, v9 and IPFIX",
+    ),
+    Option(
+        "source.netflow.receive_buffer",
+        kinds.size(least=4096, most=1024 * MIB),
+        4 * MIB,
+        "socket buffer asked of the kernel; what it granted is in /metrics",
+    ),
+    Option(
+        "source.netflow.queue",
+        kinds.size(least=64 * 1024, most=4096 * MIB),
+        64 * MIB,
+        "datagrams that may wait to be decoded, in bytes; beyond it the newest are dropped and counted",
+    ),
+    Option(
+        "source.netflow.batch_ms",
+        kinds.integer(least=1, most=5000),
+        200,
+        "how long datagrams are gathered before they are decoded together, milliseconds",
+    ),
+    Option(
+        "inference.socket",
+        kinds.text(),
+        "/run/vedette-agent/inference.sock",
+        "unix socket for local inference requests; kept for the release that serves them, this one does not",
+    ),
+    Option(
+        "inference.listen",
+        kinds.address(optional=True, default_port=8001),
+        None,
+        "TCP address for local inference requests; kept for the release that serves them, this one does not",
+    ),
+    Option(
+        "sink.json.path",
+        kinds.text(),
+        "/var/log/vedette/verdicts.jsonl",
+        'file for verdicts, one JSON object a line, reopened on SIGHUP; "" is off',
+    ),
+    Option("sink.json.emit", kinds.choice("flagged", "all"), "flagged", "which verdicts are written"),
+    Option(
+        "sink.json.queue",
+        kinds.size(least=64 * 1024, most=1024 * MIB),
+        16 * MIB,
+        "verdict lines that may wait for the disk; beyond it new ones are dropped and counted",
+    ),
+    Option(
+        "sink.json.evidence_per_s",
+        kinds.integer(least=0, most=100_000),
+        50,
+        "flagged flows a second whose verdict says which features drove it; further ones go without, counted",
+    ),
+    Option(
+        "metrics.listen",
+        kinds.address(optional=True, default_port=9464),
+        "127.0.0.1:9464",
+        "HTTP address of /metrics, Prometheus text",
+    ),
+    Option(
+        "telemetry.interval_s",
+        kinds.number(least=0.2, most=86_400),
+        60.0,
+        "span of one telemetry window, seconds",
+    ),
+    Option(
+        "telemetry.spool",
+        kinds.size(least=64 * 1024, most=64 * 1024 * MIB),
+        64 * MIB,
+        "disk for telemetry that waits for the controller; beyond it the oldest is dropped and reported as a gap",
+    ),
+    Option(
+        "budget.memory",
+        kinds.size(least=64 * MIB),
+        512 * MIB,
+        "address space of one model's worker process; a model that wants more is refused",
+    ),
+    Option(
+        "budget.cpu_percent",
+        kinds.integer(least=1, most=100_000),
+        100,
+        "processor time for models, 100 is one core: a worker computes with one thread per whole core",
+    ),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class LinkSettings:
+    """How the controller is reached. ``controller`` empty: as learnt at enrolment."""
+
+    controller: tuple[str, ...]
+    retry_cap_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class NetflowSettings:
+    """The collector. ``listen`` None: off."""
+
+    listen: tuple[str, int] | None
+    receive_buffer_bytes: int
+    queue_bytes: int
+    batch_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class JsonSinkSettings:
+    """Where verdicts go. ``path`` None: nowhere."""
+
+    path: Path | None
+    emit_all: bool
+    queue_bytes: int
+    evidence_per_s: int
+
+
+@dataclass(frozen=True, slots=True)
+class TelemetrySettings:
+    """What is reported and how much of it waits."""
+
+    interval_s: float
+    spool_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class BudgetSettings:
+    """What models may take of the appliance."""
+
+    memory_bytes: int
+    threads: int
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """All of an agent's settings."""
+
+    state_dir: Path
+    name: str
+    link: LinkSettings
+    netflow: NetflowSettings
+    sink: JsonSinkSettings
+    metrics_listen: tuple[str, int] | None
+    telemetry: TelemetrySettings
+    budget: BudgetSettings
+
+    @property
+    def enrolment_dir(self) -> Path:
+        """Where the identity is kept."""
+        return self.state_dir / "enrolment"
+
+    @property
+    def status_socket(self) -> Path:
+        """Where the running daemon answers ``status``."""
+        return self.state_dir / "agent.sock"
+
+
+def read_settings(file: Path | None = None) -> Settings:
+    """Return the settings of a file; with None those of the packaged file, or all defaults when there is none.
+
+    Raises:
+        SettingsError: The file is missing though named, is not TOML, or a key is unknown, wrong or out of range.
+    """
+    if file is None and not DEFAULT_FILE.exists():
+        return settings_from({option.key: option.default for option in OPTIONS})
+    return settings_from(load_settings(file or DEFAULT_FILE, OPTIONS))
+
+
+def settings_from(value: Mapping[str, Any]) -> Settings:
+    """Return the settings of checked values by key."""
+    sink_path = value["sink.json.path"]
+    return Settings(
+        state_dir=value["state_dir"],
+        name=value["name"] or socket.gethostname(),
+        link=LinkSettings(value["controller"], value["link.retry_cap_s"]),
+        netflow=NetflowSettings(
+            listen=_address(value["source.netflow.listen"]),
+            receive_buffer_bytes=value["source.netflow.receive_buffer"],
+            queue_bytes=value["source.netflow.queue"],
+            batch_s=value["source.netflow.batch_ms"] / 1000,
+        ),
+        sink=JsonSinkSettings(
+            path=Path(sink_path) if sink_path else None,
+            emit_all=value["sink.json.emit"] == "all",
+            queue_bytes=value["sink.json.queue"],
+            evidence_per_s=value["sink.json.evidence_per_s"],
+        ),
+        metrics_listen=_address(value["metrics.listen"]),
+        telemetry=TelemetrySettings(value["telemetry.interval_s"], value["telemetry.spool"]),
+        budget=BudgetSettings(value["budget.memory"], max(1, value["budget.cpu_percent"] // 100)),
+    )
+
+
+def _address(text: str | None) -> tuple[str, int] | None:
+    return parse_address(text) if text else None
