@@ -1,0 +1,253 @@
+"""The link: one stream to the controller, kept open for as long as the agent lives.
+
+Rules: nothing that serves waits for it. It holds one newest status, never a queue of them, and the results of
+assignments until they were written. Bulk (blobs, telemetry) goes over a second connection of the same session, so that
+a download on a slow line never delays control. Each failure becomes a condition with a name, and a wait that grows.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+from itertools import cycle
+from typing import Any, Protocol
+
+import grpc
+from vedette.agent.adapters.channels import OPTIONS, ControllerUnreachable, call_error, credentials
+from vedette.agent.adapters.identity import Identity
+from vedette.agent.adapters.waiting import either
+from vedette.agent.domain.advice import AdvisedError
+from vedette.agent.domain.backoff import Backoff
+from vedette.agent.domain.clock import Clock
+from vedette.agent.domain.conditions import Conditions
+from vedette.wire import values
+from vedette.wire.convert import AgentWord, agent_word_to_wire, controller_word_from_wire
+from vedette.wire.errors import WireError
+from vedette.wire.v1 import fleet_pb2_grpc
+
+logger = logging.getLogger(__name__)
+
+WELCOME_TIMEOUT_S = 30.0
+"""A server that took the connection and says nothing is left after this long."""
+STEADY_S = 10.0
+"""A session that lasted so long makes the next wait short again; one welcome alone does not."""
+_STATUS_GAP_S = 0.25  # between two statuses, so that a burst of events is one message
+_LEAST_INTERVAL_S, _MOST_INTERVAL_S = 1.0, 3600.0
+_CONDITIONS = ("controller-unreachable", "controller-certificate-wrong", "controller-refused", "protocol-broken")
+
+
+class ProtocolBroken(AdvisedError):
+    """The controller said something that its protocol does not allow."""
+
+    code = "protocol-broken"
+
+
+class FleetDesk(Protocol):
+    """Who speaks for the agent. All methods return at once and are called from the event loop."""
+
+    def hello(self) -> values.Hello:
+        """Return the first word of a session."""
+        ...
+
+    def status(self) -> values.Status:
+        """Return how the agent stands now."""
+        ...
+
+    def welcomed(self, word: values.Welcome) -> None:
+        """Take the controller's answer to the hello."""
+        ...
+
+    def desired(self, word: values.DesiredState) -> None:
+        """Take what the controller wants; it may have come before."""
+        ...
+
+
+class LinkState(StrEnum):
+    """Where the link stands."""
+
+    CONNECTING = "connecting"
+    CONNECTED = "connected"
+    WAITING = "waiting"
+
+
+@dataclass(frozen=True, slots=True)
+class LinkStatus:
+    """Where the link stands, since when, and with whom."""
+
+    state: LinkState
+    address: str
+    since: datetime
+
+
+class Link:
+    """The agent's end of the stream. Run it as one task; cancel that to close."""
+
+    def __init__(
+        self,
+        identity: Identity,
+        desk: FleetDesk,
+        conditions: Conditions,
+        clock: Clock,
+        backoff: Backoff,
+        *,
+        welcome_timeout_s: float = WELCOME_TIMEOUT_S,
+    ) -> None:
+        self._identity = identity
+        self._desk = desk
+        self._conditions = conditions
+        self._clock = clock
+        self._backoff = backoff
+        self._welcome_timeout_s = welcome_timeout_s
+        self._has_news = asyncio.Event()
+        self._results: deque[values.GenerationResult] = deque(maxlen=64)
+        self._bulk: grpc.aio.Channel | None = None
+        self._is_up = asyncio.Event()  # set exactly while there is a bulk connection
+        self._up_since: float | None = None
+        self._status = LinkStatus(LinkState.WAITING, "", clock.now())
+        self.sessions = 0
+
+    @property
+    def status(self) -> LinkStatus:
+        """Where the link stands."""
+        return self._status
+
+    def changed(self) -> None:
+        """Say that the status is news; it goes up soon, or in the next hello."""
+        self._has_news.set()
+
+    def report(self, result: values.GenerationResult) -> None:
+        """Say what became of an assignment; of each sequence the newest word is kept until it was written."""
+        kept = [known for known in self._results if known.sequence != result.sequence]
+        self._results = deque([*kept, result], maxlen=64)
+        self._has_news.set()
+
+    async def bulk(self) -> grpc.aio.Channel:
+        """Return the connection for blobs and telemetry once there is one; it ends with its session."""
+        while self._bulk is None:
+            await self._is_up.wait()
+        return self._bulk
+
+    async def run(self) -> None:
+        """Hold a session for ever: connect, talk, and after a failure wait and go on with the next address."""
+        for address in cycle(self._identity.addresses):
+            self._up_since = None
+            try:
+                await self._session(address)
+            except AdvisedError as exc:
+                self._failed(exc)
+            if self._up_since is not None and self._clock.monotonic() - self._up_since >= STEADY_S:
+                self._backoff.succeeded()
+            wait_s = self._backoff.failed()
+            self._stand(LinkState.WAITING, address)
+            logger.info("next try to reach the controller in %.1f s", wait_s)
+            await self._clock.sleep(wait_s)
+
+    async def _session(self, address: str) -> None:
+        """Hold one session until it ends, which is always an error.
+
+        Raises:
+            ControllerUnreachable, ControllerCertificateWrong, ControllerRefused, ProtocolBroken: Why it ended.
+        """
+        self._stand(LinkState.CONNECTING, address)
+        async with self._channel(address) as control, self._channel(address) as bulk:
+            call = fleet_pb2_grpc.FleetStub(control).Connect()  # type: ignore[no-untyped-call,unused-ignore]
+            try:
+                interval_s = await self._welcome(call, address)
+                self._up(address, bulk)
+                await either(self._listen(call), self._speak(call, interval_s))
+            except grpc.RpcError as exc:
+                raise call_error(exc, address) from exc
+            except asyncio.InvalidStateError as exc:  # a write after the server ended the call
+                raise await _ending(call, address) from exc
+            except WireError as exc:
+                remedy = "update the controller or the agent so that both speak the same protocol"
+                raise ProtocolBroken(f"the controller at {address} broke the protocol", str(exc), remedy) from exc
+            finally:
+                self._bulk = None
+                self._is_up.clear()
+                call.cancel()
+
+    async def _welcome(self, call: Any, address: str) -> float:
+        try:
+            async with asyncio.timeout(self._welcome_timeout_s):
+                await _write(call, self._desk.hello())
+                message = await call.read()
+        except TimeoutError as exc:
+            why = f"it took the connection and did not answer in {self._welcome_timeout_s:g} s"
+            raise ControllerUnreachable(f"no answer from the controller at {address}", why, _TRIED_AGAIN) from exc
+        if message is grpc.aio.EOF:
+            raise await _ending(call, address)
+        word = controller_word_from_wire(message)
+        if not isinstance(word, values.Welcome):
+            raise WireError(f"the first word is a {type(word).__name__}, a Welcome was due")
+        self._desk.welcomed(word)
+        return min(max(float(word.status_interval_s), _LEAST_INTERVAL_S), _MOST_INTERVAL_S)
+
+    def _up(self, address: str, bulk: grpc.aio.Channel) -> None:
+        self.sessions += 1
+        self._bulk = bulk
+        self._is_up.set()
+        self._up_since = self._clock.monotonic()
+        self._stand(LinkState.CONNECTED, address)
+        self._conditions.clear(*_CONDITIONS)
+        logger.info("connected to the controller at %s", address)
+
+    async def _listen(self, call: Any) -> None:
+        while (message := await call.read()) is not grpc.aio.EOF:
+            word = controller_word_from_wire(message)
+            if isinstance(word, values.DesiredState):
+                self._desk.desired(word)
+        raise await _ending(call, self._status.address)
+
+    async def _speak(self, call: Any, interval_s: float) -> None:
+        while True:
+            await either(self._has_news.wait(), self._clock.sleep(interval_s))
+            self._has_news.clear()
+            while self._results:
+                result = self._results[0]
+                await _write(call, result)
+                with suppress(ValueError):  # a newer word of the same sequence took its place meanwhile
+                    self._results.remove(result)
+            await _write(call, self._desk.status())
+            await self._clock.sleep(_STATUS_GAP_S)
+
+    @asynccontextmanager
+    async def _channel(self, address: str) -> AsyncIterator[grpc.aio.Channel]:
+        known = self._identity
+        trusted = credentials(known.ca, known.key, known.certificate)
+        async with grpc.aio.secure_channel(address, trusted, options=OPTIONS) as channel:
+            yield channel
+
+    def _failed(self, exc: AdvisedError) -> None:
+        logger.info("%s: %s", exc.what, exc.why)
+        self._conditions.clear(*(code for code in _CONDITIONS if code != exc.code))
+        self._conditions.hold(exc.code, values.Severity.WARNING, f"{exc.what}: {exc.why}; {exc.remedy}")
+
+    def _stand(self, state: LinkState, address: str) -> None:
+        self._status = LinkStatus(state, address, self._clock.now())
+
+
+_TRIED_AGAIN = "it is tried again; models keep serving meanwhile"
+
+
+async def _write(call: Any, word: AgentWord) -> None:
+    await call.write(agent_word_to_wire(word))
+
+
+async def _ending(call: Any, address: str) -> AdvisedError:
+    """Return why the controller ended a call; an end without an error is one too, a session has none."""
+    status = await call.code()
+    if status is grpc.StatusCode.OK:
+        return ControllerUnreachable(
+            f"the controller at {address} ended the session", "it gave no reason", _TRIED_AGAIN
+        )
+    error = grpc.aio.AioRpcError(
+        status, await call.initial_metadata(), await call.trailing_metadata(), await call.details()
+    )
+    return call_error(error, address)
