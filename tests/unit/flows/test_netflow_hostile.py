@@ -17,6 +17,7 @@ from vedette.models.flows.templates import Limits, NetflowError, Reason
 
 from tests.support.captures import capture_datagrams
 from tests.support.flow_packets import (
+    SECONDS,
     V4_FLOW,
     FieldSpec,
     export,
@@ -360,8 +361,62 @@ def test_template_of_variable_lengths_only_ends() -> None:
     assert decoder.counters.records_not_flows == 60_000 // 256
 
 
+@pytest.mark.parametrize(
+    "names", [("shifted/softflowd-v9", "shifted/pmacct-v9"), ("base/softflowd-ipfix-biflow", "base2/pmacct-ipfix")]
+)
+def test_two_programs_on_one_address_with_the_same_domain_and_template_ids_are_read_as_if_alone(
+    names: tuple[str, str],
+) -> None:
+    captures = [capture_datagrams(name)[:400] for name in names]
+    mixed = FlowDecoder()
+    together: list[list[bytes]] = [[], []]
+
+    for pair in zip(*captures, strict=False):
+        for number, one in enumerate(pair):
+            together[number].append(mixed.decode(one.payload, one.source, 0, one.source_port).tobytes())
+
+    for number, datagrams in enumerate(captures):
+        alone = FlowDecoder().decode_many(datagrams[: len(together[number])]).tobytes()
+        assert b"".join(together[number]) == alone
+    assert len(mixed.exporters) == 1
+    assert mixed.counters.malformed == {}
+
+
+@pytest.mark.parametrize("version", [9, 10])
+def test_port_that_sends_no_templates_is_read_by_those_of_the_exporters_other_ports(version: int) -> None:
+    decoder = FlowDecoder()
+    says = options_set(version, options_template(version, 300, ((143, 4),), (34, 4)))
+    decoder.decode(
+        export(version, template_set(version, GOOD_TEMPLATE), says, packet_set(300, bytes(4), b"\0\0\0\x0a")),
+        HERE,
+        0,
+        1,
+    )
+
+    other = decoder.decode(export(version, GOOD), HERE, 0, 2)
+    of_another_size = decoder.decode(export(version, packet_set(256, bytes(19))), HERE, 0, 3)
+    defines_its_own = decoder.decode(export(version, template_set(version, template(400, (8, 4))), GOOD), HERE, 0, 4)
+
+    assert (len(other), len(of_another_size), len(defines_its_own)) == (1, 0, 0)
+    assert other["sampling"].tolist() == [10]
+    assert decoder.counters.unknown_template_sets == 2
+    assert {status.index for status in decoder.status()} == {0}
+
+
+def test_boot_time_said_at_one_port_holds_for_a_port_that_says_none() -> None:
+    decoder = FlowDecoder()
+    boot_ms = SECONDS * 1000 - 60_000
+    says = options_set(10, options_template(10, 300, ((143, 4),), (160, 8)))
+    decoder.decode(ipfix(says, packet_set(300, bytes(4), boot_ms.to_bytes(8, "big"))), HERE, 0, 1)
+
+    flows = decoder.decode(ipfix(template_set(10, GOOD_TEMPLATE), GOOD), HERE, 0, 2)
+
+    assert (flows["start_ms"][0], flows["end_ms"][0]) == (boot_ms + 1000, boot_ms + 2000)
+    assert decoder.counters.records_boot_unknown == 0
+
+
 def test_exporters_over_the_limit_leave_oldest_first_and_their_index_is_not_used_again() -> None:
-    decoder = FlowDecoder(Limits(exporters=3))
+    decoder = FlowDecoder(Limits(states=3))
     heard = ["192.0.2.1", "192.0.2.2", "192.0.2.3", "192.0.2.1", "192.0.2.4", "192.0.2.2"]
 
     indices = [int(decoder.decode(v5(v5_record()), address, 0)["exporter"][0]) for address in heard]
@@ -373,7 +428,7 @@ def test_exporters_over_the_limit_leave_oldest_first_and_their_index_is_not_used
 
 
 def test_one_address_with_many_domains_pushes_out_only_itself() -> None:
-    decoder = primed(exporters=16, domains_per_address=4)
+    decoder = primed(states=16, states_per_address=4)
 
     for domain in range(1000):
         decoder.decode(v9(template_set(9, GOOD_TEMPLATE), source_id=domain), "198.51.100.66", 0)
@@ -383,7 +438,7 @@ def test_one_address_with_many_domains_pushes_out_only_itself() -> None:
 
 
 def test_templates_of_one_exporter_are_limited_the_longest_not_refreshed_goes() -> None:
-    decoder = FlowDecoder(Limits(templates_per_exporter=4))
+    decoder = FlowDecoder(Limits(templates_per_state=4))
     for number in (256, 257, 258, 259, 256, 260):
         decoder.decode(v9(template_set(9, template(number, *V4_FLOW))), HERE, 0)
 
@@ -404,7 +459,7 @@ def test_templates_of_all_exporters_are_limited_the_longest_silent_loses() -> No
 
 
 def test_memory_is_bounded_under_a_flood_of_exporters_domains_and_templates() -> None:
-    limits = Limits(exporters=8, domains_per_address=2, templates_per_exporter=4, templates=16)
+    limits = Limits(states=8, states_per_address=2, templates_per_state=4, templates=16)
     decoder = FlowDecoder(limits)
     for number in range(6000):
         sets = [template_set(9, template(256 + number % 50 + k, *V4_FLOW)) for k in range(3)]
@@ -412,10 +467,10 @@ def test_memory_is_bounded_under_a_flood_of_exporters_domains_and_templates() ->
         decoder.decode(v5(v5_record(), engine=(number % 3, 0)), f"2001:db8::{number:x}", 0)
 
     status = decoder.status()
-    assert len(status) <= limits.exporters
+    assert len(status) <= limits.states
     assert sum(one.templates for one in status) <= limits.templates
-    assert len(decoder.exporters) <= limits.exporters + 4096
-    assert sys.getsizeof(decoder._domains) < 4096
+    assert len(decoder.exporters) <= limits.states + 4096
+    assert sys.getsizeof(decoder._states_at) < 4096
 
 
 def test_saved_templates_let_a_later_process_read_from_the_first_packet() -> None:
@@ -443,10 +498,11 @@ def test_saved_templates_let_a_later_process_read_from_the_first_packet() -> Non
         b"\xff",
         b"[" * 100_000,
         b'{"form": 1, "exporters": [1]}',
-        b'{"form": 1, "exporters": [{"address": "a", "version": 5, "domain": 0}]}',
+        b'{"form": 1, "exporters": [{"address": "a", "version": 5, "domain": 0, "source_port": 0}]}',
         b'{"form": 1, "exporters": [{"address": "a", "version": 9, "domain": -1}]}',
-        b'{"form": 1, "exporters": [{"address": "a", "version": 9, "domain": 0, "boot_ms": 1e999}]}',
-        b'{"form":1, "exporters":[{"address":"a","version":9,"domain":0,"boot_ms":0,"sampling":1,"templates":[[0]]}]}',
+        b'{"form": 1, "exporters": [{"address": "a", "version": 9, "domain": 0, "source_port": 0, "boot_ms": 1e999}]}',
+        b'{"form":1, "exporters":[{"address":"a", "version":9, "domain":0, "source_port":0, '
+        b'"boot_ms":0, "sampling":1, "templates":[[0]]}]}',
     ],
 )
 def test_saved_templates_that_are_none_are_refused(saved: bytes) -> None:
@@ -502,12 +558,12 @@ class Exporters(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.limits = Limits(exporters=4, domains_per_address=2, templates_per_exporter=3, templates=6)
+        self.limits = Limits(states=4, states_per_address=2, templates_per_state=3, templates=6)
         self.decoder = FlowDecoder(self.limits)
         self.records = 0
 
     def take(self, packet: bytes, address: int) -> None:
-        flows = self.decoder.decode(packet, f"192.0.2.{address}", 0)
+        flows = self.decoder.decode(packet, f"192.0.2.{address}", 0, len(packet) % 2)
         self.records += len(flows)
         check(self.decoder, flows)
 
@@ -541,9 +597,9 @@ class Exporters(RuleBasedStateMachine):
     @invariant()
     def stays_within_its_limits(self) -> None:
         status = self.decoder.status()
-        assert len(status) <= self.limits.exporters
+        assert len(status) <= self.limits.states
         assert sum(one.templates for one in status) == self.decoder._templates <= self.limits.templates
-        assert all(one.templates <= self.limits.templates_per_exporter for one in status)
+        assert all(one.templates <= self.limits.templates_per_state for one in status)
         assert self.decoder.counters.records == self.records
 
 

@@ -50,7 +50,7 @@ def test_one_by_one_gives_the_same_bytes_as_a_batch(name: str) -> None:
     datagrams = capture_datagrams(name)
     single = FlowDecoder()
 
-    apart = [single.decode(one.payload, one.source, one.at_ns // 1_000_000) for one in datagrams]
+    apart = [single.decode(one.payload, one.source, one.at_ns // 1_000_000, one.source_port) for one in datagrams]
 
     batch = FlowDecoder()
     assert np.concatenate(apart).tobytes() == batch.decode_many(datagrams).tobytes()

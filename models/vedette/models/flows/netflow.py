@@ -4,8 +4,10 @@ Rules:
     - A bad datagram stops nothing. :meth:`FlowDecoder.decode` never raises for bytes from the network: it returns the
       records that stand before the fault (and behind it, when the set's length still tells where the next one begins),
       counts the fault by :class:`Reason` in :attr:`FlowDecoder.counters`, keeps it as :attr:`FlowDecoder.last_error`.
-    - State belongs to (address, version, observation domain or source id or engine); source ports do not count. It is
-      bounded by :class:`Limits`, oldest exporter out first.
+    - An exporter is (address, version, observation domain or source id or engine), whatever its source port. What it
+      says of itself is kept by source port: two programs on one address may give a template id two meanings (RFC 7011
+      section 3.4.1: unique per transport session). A port that sends no templates is read by those of the others.
+    - State is bounded by :class:`Limits`, longest silent out first.
     - Data of a template that was not seen is counted, not kept: decoded late, it would turn the exporter's record clock
       back, and so change features. What a restart would lose that way is kept by :meth:`FlowDecoder.dump_templates`.
     - The last definition of a template counts; one that is refused takes the earlier one away, because data that
@@ -95,10 +97,11 @@ class Counters:
 
 @dataclass(frozen=True, slots=True)
 class ExporterStatus:
-    """What the decoder knows of one exporter."""
+    """What the decoder knows of one exporter at one of its source ports."""
 
     index: int  # in a record's ``exporter``
     exporter: Exporter
+    source_port: int
     datagrams: int
     records: int
     sequence_gaps: int  # suspected only, see the module
@@ -109,31 +112,44 @@ class ExporterStatus:
     templates: int
 
 
-@dataclass(slots=True)
-class _State:
+@dataclass(slots=True, eq=False)
+class _Shared:
+    """What the source ports of one exporter have in common."""
+
     index: int
+    boot_ms: int = 0  # as last said at any port
+    sampling: int = 1
+    states: list[_State] = field(default_factory=list)
+
+
+@dataclass(slots=True, eq=False)
+class _State:
     exporter: Exporter
+    source_port: int
+    shared: _Shared
     datagrams: int = 0
     records: int = 0
     sequence_gaps: int = 0
     heard_ms: int = 0
     clock_ahead_ms: int = 0
-    boot_ms: int = 0
-    sampling: int = 1
+    boot_ms: int = 0  # 0: not said
+    sampling: int = 0  # 0: not said
     next_sequence: int | None = None
+    has_defined: bool = False  # a template set came
     templates: dict[int, Template] = field(default_factory=dict)  # the longest not refreshed first
 
     def status(self) -> ExporterStatus:
         return ExporterStatus(
-            self.index,
+            self.shared.index,
             self.exporter,
+            self.source_port,
             self.datagrams,
             self.records,
             self.sequence_gaps,
             self.heard_ms,
             self.clock_ahead_ms,
-            self.boot_ms,
-            self.sampling,
+            self.boot_ms or self.shared.boot_ms,
+            self.sampling or self.shared.sampling,
             len(self.templates),
         )
 
@@ -155,7 +171,9 @@ class _Batch:
 
     def add(self, layout: Layout, body: bytes, count: int, source: _Source) -> None:
         state, export_ms, uptime_ms = source
-        chunk = Chunk(body, count, self.total, export_ms, uptime_ms, state.index, state.sampling)
+        shared = state.shared
+        sampling = state.sampling or shared.sampling
+        chunk = Chunk(body, count, self.total, export_ms, uptime_ms, shared.index, sampling)
         self._chunks.setdefault(layout, []).append(chunk)
         self.total += count
         state.records += count
@@ -181,10 +199,11 @@ class FlowDecoder:
         self.counters = Counters()
         self.last_error: NetflowError | None = None
         self._limits = limits or Limits()
-        self._states: OrderedDict[Exporter, _State] = OrderedDict()  # least recently heard first
+        self._states: OrderedDict[tuple[Exporter, int], _State] = OrderedDict()  # least recently heard first
+        self._shared: dict[Exporter, _Shared] = {}
         self._names: dict[int, Exporter] = {}
         self._evicted: deque[int] = deque()  # indices that still have a name and no state
-        self._domains: Counter[str] = Counter()  # by address
+        self._states_at: Counter[str] = Counter()  # by address
         self._next_index = 0
         self._templates = 0  # over all exporters
 
@@ -197,26 +216,27 @@ class FlowDecoder:
         return MappingProxyType(self._names)
 
     def status(self) -> list[ExporterStatus]:
-        """Return what is known of each exporter, the least recently heard first."""
+        """Return what is known of each exporter and source port, the longest silent first."""
         return [state.status() for state in self._states.values()]
 
-    def decode(self, payload: bytes, exporter_address: str, received_ms: int) -> FlowRecords:
+    def decode(self, payload: bytes, exporter_address: str, received_ms: int, source_port: int = 0) -> FlowRecords:
         """Return the records of one datagram, in its order; never raises for what the bytes say.
 
         Args:
             payload: Of the UDP datagram.
             exporter_address: Where it came from, without the port.
             received_ms: Receiver's clock, Unix ms; only compared with the exporter's, no record depends on it.
+            source_port: Of the sender; tells programs on one address apart where they contradict each other.
         """
         batch = _Batch()
-        self._take(batch, payload, exporter_address, received_ms)
+        self._take(batch, Datagram(received_ms * 1_000_000, exporter_address, source_port, payload))
         return batch.records()
 
     def decode_many(self, datagrams: Iterable[Datagram]) -> FlowRecords:
         """Return the records of many datagrams, in their order: the same as decoding one after the other."""
         batch = _Batch()
-        for at_ns, source, _, payload in datagrams:
-            self._take(batch, payload, source, at_ns // 1_000_000)
+        for datagram in datagrams:
+            self._take(batch, datagram)
         return batch.records()
 
     def dump_templates(self) -> bytes:
@@ -224,6 +244,7 @@ class FlowDecoder:
         exporters = [
             {
                 **state.exporter._asdict(),
+                "source_port": state.source_port,
                 "boot_ms": state.boot_ms,
                 "sampling": state.sampling,
                 "templates": [[t.is_options, t.definition.hex()] for t in state.templates.values()],
@@ -256,40 +277,41 @@ class FlowDecoder:
         version, domain = int(one["version"]), int(one["domain"])
         if version not in _TEMPLATE_SETS or not 0 <= domain <= _UINT32:
             raise NetflowError(Reason.SAVED_TEMPLATES, f"version with domain {domain}", version, 10)
-        state = self._state(Exporter(str(one["address"]), version, domain))
-        state.boot_ms = min(max(int(one["boot_ms"]), 0), MAX_TIME_MS)
-        state.sampling = min(max(int(one["sampling"]), 1), _UINT32)
+        state = self._state(Exporter(str(one["address"]), version, domain), int(one["source_port"]))
+        self._learn(state, min(max(int(one["boot_ms"]), 0), MAX_TIME_MS), min(max(int(one["sampling"]), 0), _UINT32))
         for is_options, definition in one["templates"]:
             self._define(state, bytes.fromhex(definition), is_options=bool(is_options))
 
-    def _take(self, batch: _Batch, payload: bytes, address: str, received_ms: int) -> None:
+    def _take(self, batch: _Batch, datagram: Datagram) -> None:
         counters = self.counters
+        payload = datagram.payload
         counters.datagrams += 1
         counters.bytes += len(payload)
         before = batch.total
         try:
             version = int.from_bytes(payload[:2], "big")
             if version == 9:
-                self._take_v9(batch, payload, address, received_ms)
+                self._take_v9(batch, datagram)
             elif version == 10:
-                self._take_ipfix(batch, payload, address, received_ms)
+                self._take_ipfix(batch, datagram)
             elif version == 5:
-                self._take_v5(batch, payload, address, received_ms)
+                self._take_v5(batch, datagram)
             elif len(payload) < 2:
                 raise NetflowError(Reason.SHORT, "bytes of a datagram", len(payload), 2)
             else:
                 raise NetflowError(Reason.VERSION, "version", version, 10)
         except NetflowError as error:
-            self._note(error, address)
+            self._note(error, datagram.source)
         counters.records += batch.total - before
 
-    def _take_v5(self, batch: _Batch, payload: bytes, address: str, received_ms: int) -> None:
+    def _take_v5(self, batch: _Batch, datagram: Datagram) -> None:
+        payload = datagram.payload
         _check_header(payload, _V5_HEADER)
         _, count, uptime, seconds, nanoseconds, sequence, engine_type, engine, sampling = _V5_HEADER.unpack_from(
             payload
         )
         export_ms = seconds * 1000 + nanoseconds // 1_000_000
-        state = self._heard(Exporter(address, 5, engine_type << 8 | engine), received_ms, export_ms)
+        state = self._heard(datagram, 5, engine_type << 8 | engine, export_ms)
         state.sampling = sampling & 0x3FFF or 1  # the two high bits say how it samples
         self._check_sequence(state, sequence, count)
         whole = min(count, (len(payload) - _V5_HEADER.size) // _V5.bytes)
@@ -300,19 +322,21 @@ class FlowDecoder:
             expected = _V5_HEADER.size + count * _V5.bytes
             raise NetflowError(Reason.LENGTH, "bytes of a v5 datagram", len(payload), expected)
 
-    def _take_v9(self, batch: _Batch, payload: bytes, address: str, received_ms: int) -> None:
+    def _take_v9(self, batch: _Batch, datagram: Datagram) -> None:
+        payload = datagram.payload
         _check_header(payload, _V9_HEADER)
         _, _, uptime, seconds, sequence, source_id = _V9_HEADER.unpack_from(payload)
-        state = self._heard(Exporter(address, 9, source_id), received_ms, seconds * 1000)
+        state = self._heard(datagram, 9, source_id, seconds * 1000)
         self._check_sequence(state, sequence, 1)
         self._take_sets(batch, payload, _V9_HEADER.size, _Source(state, seconds * 1000, uptime))
 
-    def _take_ipfix(self, batch: _Batch, payload: bytes, address: str, received_ms: int) -> None:
+    def _take_ipfix(self, batch: _Batch, datagram: Datagram) -> None:
+        payload = datagram.payload
         _check_header(payload, _IPFIX_HEADER)
         _, length, seconds, sequence, domain = _IPFIX_HEADER.unpack_from(payload)
         if length < _IPFIX_HEADER.size:
             raise NetflowError(Reason.LENGTH, "length of an IPFIX message", length, _IPFIX_HEADER.size)
-        state = self._heard(Exporter(address, 10, domain), received_ms, seconds * 1000)
+        state = self._heard(datagram, 10, domain, seconds * 1000)
         message = payload if length == len(payload) else payload[:length]
         unknown, seen = self.counters.unknown_template_sets, None
         try:
@@ -356,9 +380,22 @@ class FlowDecoder:
                 self._note(NetflowError(Reason.RESERVED_SET, "set id", set_id, _FIRST_DATA_SET), state.exporter.address)
         return seen
 
+    def _of_other_ports(self, state: _State, template_id: int, size: int) -> Template | None:
+        """Return another port's template for a port that sends none, as exporters that spread their data over ports do.
+
+        It must fit the set's bytes but for padding to four: it may be another program's after all.
+        """
+        if state.has_defined:
+            return None
+        for other in reversed(state.shared.states):
+            template = other.templates.get(template_id)
+            if template is not None and (template.layout.is_variable or size % template.layout.bytes < 4):
+                return template
+        return None
+
     def _take_data(self, batch: _Batch, set_id: int, body: bytes, source: _Source) -> int:
         state = source.state
-        template = state.templates.get(set_id)
+        template = state.templates.get(set_id) or self._of_other_ports(state, set_id, len(body))
         if template is None:
             self.counters.unknown_template_sets += 1
             self.counters.unknown_template_bytes += len(body)
@@ -387,18 +424,26 @@ class FlowDecoder:
 
     def _with_uptime(self, source: _Source, count: int) -> _Source:
         """Return the source with its uptime by the boot time it has sent; counts the records that must do without."""
-        if not source.state.boot_ms:
+        boot_ms = source.state.boot_ms or source.state.shared.boot_ms
+        if not boot_ms:
             self.counters.records_boot_unknown += count
             return source
-        return source._replace(uptime_ms=(source.export_ms - source.state.boot_ms) & _UINT32)
+        return source._replace(uptime_ms=(source.export_ms - boot_ms) & _UINT32)
 
     def _take_options(self, layout: Layout, body: bytes, count: int, state: _State) -> None:
         self.counters.option_records += count
-        state.boot_ms = layout.boot_ms(body) or state.boot_ms
-        state.sampling = layout.sampling(body) or state.sampling
+        self._learn(state, layout.boot_ms(body), layout.sampling(body))
+
+    def _learn(self, state: _State, boot_ms: int, sampling: int) -> None:
+        """Take what an exporter says of itself; 0 says nothing."""
+        if boot_ms:
+            state.boot_ms = state.shared.boot_ms = boot_ms
+        if sampling:
+            state.sampling = state.shared.sampling = sampling
 
     def _define(self, state: _State, body: bytes, *, is_options: bool) -> None:
         """Take a template set: what it defines, redefines, repeats or withdraws."""
+        state.has_defined = True
         known, counters = state.templates, self.counters
         version = state.exporter.version
         for template_id, said in read_templates(body, version, is_options=is_options, known=known, limits=self._limits):
@@ -436,7 +481,7 @@ class FlowDecoder:
 
     def _make_room(self, state: _State) -> None:
         """Drop the exporter's oldest template at its own limit, the longest silent exporter's at that of all."""
-        if len(state.templates) >= self._limits.templates_per_exporter:
+        if len(state.templates) >= self._limits.templates_per_state:
             self._drop_oldest(state)
         if self._templates >= self._limits.templates:
             silent = next(other for other in self._states.values() if other.templates)
@@ -446,41 +491,49 @@ class FlowDecoder:
         self._forget(state, next(iter(state.templates)))
         self.counters.templates_evicted += 1
 
-    def _heard(self, name: Exporter, received_ms: int, export_ms: int) -> _State:
-        state = self._states.get(name)
-        if state is None:
-            state = self._state(name)
-        else:
-            self._states.move_to_end(name)
+    def _heard(self, datagram: Datagram, version: int, domain: int, export_ms: int) -> _State:
+        """Return the state of the exporter and port that sent a datagram; it is now the last to be silent."""
+        state = self._state(Exporter(datagram.source, version, domain), datagram.source_port)
+        self._states.move_to_end((state.exporter, state.source_port))
         state.datagrams += 1
-        state.heard_ms = received_ms
-        state.clock_ahead_ms = export_ms - received_ms
+        state.heard_ms = datagram.at_ns // 1_000_000
+        state.clock_ahead_ms = export_ms - state.heard_ms
         return state
 
-    def _state(self, name: Exporter) -> _State:
-        """Return the state of an exporter, made when it is new; over the limits, the longest silent one goes."""
-        if name in self._states:
-            return self._states[name]
-        if self._domains[name.address] >= self._limits.domains_per_address:
-            self._evict(next(other for other in self._states if other.address == name.address))
-        elif len(self._states) >= self._limits.exporters:
+    def _state(self, name: Exporter, source_port: int) -> _State:
+        """Return the state of an exporter's port, made when it is new; over the limits, the longest silent one goes."""
+        state = self._states.get((name, source_port))
+        if state is not None:
+            return state
+        if self._states_at[name.address] >= self._limits.states_per_address:
+            self._evict(next(key for key in self._states if key[0].address == name.address))
+        elif len(self._states) >= self._limits.states:
             self._evict(next(iter(self._states)))
-        state = self._states[name] = _State(self._next_index, name)
-        self._names[self._next_index] = name
-        self._domains[name.address] += 1
-        self._next_index += 1
+        shared = self._shared.get(name)
+        if shared is None:
+            shared = self._shared[name] = _Shared(self._next_index)
+            self._names[self._next_index] = name
+            self._next_index += 1
+        state = self._states[name, source_port] = _State(name, source_port, shared)
+        shared.states.append(state)
+        self._states_at[name.address] += 1
         return state
 
-    def _evict(self, name: Exporter) -> None:
-        state = self._states.pop(name)
+    def _evict(self, key: tuple[Exporter, int]) -> None:
+        state = self._states.pop(key)
+        name, shared = state.exporter, state.shared
         self._templates -= len(state.templates)
-        self._domains[name.address] -= 1
-        if not self._domains[name.address]:
-            del self._domains[name.address]
-        self._evicted.append(state.index)
+        self._states_at[name.address] -= 1
+        if not self._states_at[name.address]:
+            del self._states_at[name.address]
+        shared.states.remove(state)
+        if shared.states:
+            return
+        del self._shared[name]
+        self.counters.exporters_evicted += 1
+        self._evicted.append(shared.index)
         if len(self._evicted) > _REMEMBERED_EVICTED:
             del self._names[self._evicted.popleft()]
-        self.counters.exporters_evicted += 1
 
     def _check_sequence(self, state: _State, sequence: int, advance: int | None) -> None:
         """Count a gap when ``sequence`` does not follow; ``advance`` leads to the next, None when nobody knows."""

@@ -68,10 +68,10 @@ class Limits:
     The defaults hold it to 60 MiB: measured with 8,192 templates of 256 fields, each different and each used.
     """
 
-    exporters: int = 1024  # the least recently heard goes first
-    domains_per_address: int = 64  # so that one sender cannot push out all others
-    templates_per_exporter: int = 512
-    templates: int = 8192  # over all exporters
+    states: int = 1024  # of an exporter at a source port; the longest silent goes first
+    states_per_address: int = 64  # so that one sender cannot push out all others
+    templates_per_state: int = 512
+    templates: int = 8192  # over all of them
     template_fields: int = 256
     record_bytes: int = 16_384
     sets_per_datagram: int = 256
