@@ -126,6 +126,17 @@ def test_ipfix_uptimes_without_boot_time_keep_the_length_and_are_counted() -> No
     assert decoder.counters.records_boot_unknown == 1
 
 
+def test_ipfix_uptimes_beside_absolute_times_need_no_boot_time() -> None:
+    decoder = FlowDecoder()
+    layout = (*ADDRESSES, (22, 4), (21, 4), (152, 8), (153, 8))
+    body = record(layout, "10.0.0.1", "10.0.0.2", 1, 2, EXPORT_MS - 3, EXPORT_MS - 2)
+
+    flows = decode(ipfix(template_set(10, template(256, *layout)), packet_set(256, body)), decoder=decoder)
+
+    assert (flows["start_ms"][0], flows["end_ms"][0]) == (EXPORT_MS - 3, EXPORT_MS - 2)
+    assert decoder.counters.records_boot_unknown == 0
+
+
 def test_boot_time_in_the_record_itself_is_used() -> None:
     got = one(((160, 8), (22, 4), (21, 4)), EXPORT_MS - 50_000, 10_000, 20_000)
 

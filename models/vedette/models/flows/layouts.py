@@ -133,7 +133,8 @@ class Layout:
         self._plain = tuple(role for role in _PLAIN if role in roles)
         self._icmp = tuple(role for role in ("icmp4", "icmp6", "type4", "code4", "type6", "code6") if role in roles)
         self._reverse = bool({"reverse_packets", "reverse_bytes"} & self._roles)
-        self.needs_uptime = bool({"start_uptime", "end_uptime"} & self._roles) and "boot_ms" not in roles
+        self._start, self._end = (_time_form(roles, which) for which in ("start", "end"))
+        self.needs_uptime = "uptime" in (self._start, self._end) and "boot_ms" not in roles
         self.is_flow = bool({"src4", "src6"} & self._roles and {"dst4", "dst6"} & self._roles)
 
     def compact(self, body: bytes) -> tuple[bytes, int, bool]:
@@ -225,32 +226,14 @@ class Layout:
             uptime_ms = export_ms - _bounded(rows["boot_ms"])
         elif self.needs_uptime and (unknown := uptime_ms == UPTIME_UNKNOWN).any():
             # The last packet is then taken to be as old as the datagram: the length of the flow stays exact.
-            known = "end_uptime" if "end_uptime" in self._roles else "start_uptime"
-            uptime_ms = np.where(unknown, _integers(rows[known]).astype(np.int64), uptime_ms)
-        start = self._time(rows, "start", export_ms, uptime_ms)
-        end = self._time(rows, "end", export_ms, uptime_ms)
+            newest = "end_uptime" if self._end == "uptime" else "start_uptime"
+            uptime_ms = np.where(unknown, _integers(rows[newest]).astype(np.int64), uptime_ms)
+        start = _time(rows, "start", self._start, export_ms, uptime_ms)
+        end = _time(rows, "end", self._end, export_ms, uptime_ms)
         if start is None:
             start = export_ms if end is None else end
         out["start_ms"] = start
         out["end_ms"] = start if end is None else end
-
-    def _time(self, rows: Column, which: str, export_ms: Int64s, uptime_ms: Int64s) -> Int64s | None:
-        """Return start or end in Unix ms from the best form that the template has; None when it has none."""
-        if f"{which}_ms" in self._roles:
-            return _bounded(rows[f"{which}_ms"])
-        if f"{which}_ntp" in self._roles:
-            return _from_ntp(rows[f"{which}_ntp"])
-        if f"{which}_ago_us" in self._roles:  # "negative time offset ... relative to the export time" (RFC 5102 5.9.9)
-            return export_ms - _bounded(rows[f"{which}_ago_us"]) // 1000
-        if f"{which}_s" in self._roles:
-            seconds = np.minimum(_integers(rows[f"{which}_s"]), np.uint64(MAX_TIME_MS // 1000))
-            return seconds.astype(np.int64) * 1000
-        if f"{which}_uptime" in self._roles:
-            # Uptimes wrap after 49.7 days: their difference modulo 2^32, read as signed, is right across a wrap and
-            # for a packet stamped just after the header.
-            age = (uptime_ms - _integers(rows[f"{which}_uptime"]).astype(np.int64)).astype(np.uint32)
-            return export_ms - age.view(np.int32)
-        return None
 
     def _own_sampling(self, rows: Column, otherwise: Int64s) -> Int64s:
         """Return the rate each record states itself, or ``otherwise`` where it states none."""
@@ -366,6 +349,30 @@ def _from_ntp(column: Column) -> Int64s:
     seconds = np.where(seconds < _NTP_UNIX_S, seconds + (1 << 32), seconds) - _NTP_UNIX_S
     fraction_ms = ((stamp & np.uint64(0xFFFF_FFFF)) * np.uint64(1000)) >> np.uint64(32)
     return seconds * 1000 + fraction_ms.astype(np.int64)
+
+
+def _time_form(roles: Iterable[str], which: str) -> str:
+    """Return in which form a template gives start or end: the best of those it has, empty when it has none."""
+    return next((form for form in ("ms", "ntp", "ago_us", "s", "uptime") if f"{which}_{form}" in roles), "")
+
+
+def _time(rows: Column, which: str, form: str, export_ms: Int64s, uptime_ms: Int64s) -> Int64s | None:
+    """Return start or end in Unix ms; None when the records do not give it."""
+    if not form:
+        return None
+    column = rows[f"{which}_{form}"]
+    if form == "ms":
+        return _bounded(column)
+    if form == "ntp":
+        return _from_ntp(column)
+    if form == "ago_us":  # "negative time offset ... relative to the export time" (RFC 5102 section 5.9.9)
+        return export_ms - _bounded(column) // 1000
+    if form == "s":
+        return np.minimum(_bounded(column), MAX_TIME_MS // 1000) * 1000
+    # Uptimes wrap after 49.7 days: their difference modulo 2^32, read as signed, is right across a wrap and for a
+    # packet stamped just after the header.
+    age = (uptime_ms - _integers(column).astype(np.int64)).astype(np.uint32)
+    return export_ms - age.view(np.int32)
 
 
 def _spread(values: list[int], counts: list[int]) -> Int64s:
