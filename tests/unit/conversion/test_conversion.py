@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import lightgbm
@@ -214,11 +215,9 @@ def test_parity_finds_thresholds_one_float_too_high_and_names_rows_and_columns(c
     thresholds = lightgbm_trees(cascade.gate).thresholds()
     rows = parity_rows(_rows(200), thresholds)
     model = _broken(cascade_to_onnx(cascade), _nudge_a_threshold)
-    with pytest.raises(
-        ParityError, match=r"output 'score' differs on \d+ of .* rows \[\d+.* about columns \["
-    ) as found:
+    with pytest.raises(ParityError) as found:
         check_parity(model, cascade_reference(cascade), rows, TOLERANCE)
-    assert set(found.value.public_text.splitlines()[0].split()) >= {"original"}
+    assert re.search(r"output 'score' differs on \d+ of .* rows \[\d+.* about columns \[", found.value.why)
     assert set(found.value.columns) <= {-1, *thresholds}
     assert len(found.value.rows) == len(found.value.columns) > 0
 
