@@ -1,0 +1,343 @@
+"""The agent's durable state: one SQLite file that a power cut leaves either before or after each change.
+
+Rules: WAL with ``synchronous=FULL``, because what is stored is acted on; one transaction per fact; nothing of
+``sqlite3`` leaves ``adapters``. A migration is recorded in the transaction it runs in. Other adapters keep their tables
+in the same file through :meth:`State.transaction` and bring their own migrations. Used from the event loop's thread
+only: a commit takes about a millisecond and happens when something changes, never for a flow or a request.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from vedette.agent.domain.errors import DiskFull, StateError
+from vedette.agent.domain.slots import SlotRecord
+from vedette.models.assignment import SlotAssignment
+from vedette.models.documents import time_text
+from vedette.models.errors import ModelsError
+from vedette.wire.values import SlotState
+
+
+@dataclass(frozen=True, slots=True)
+class Migration:
+    """A named step of the schema: statements that are run once, in order, in one transaction."""
+
+    name: str
+    statements: tuple[str, ...]
+
+
+MIGRATIONS = (
+    Migration(
+        "state-1",
+        (
+            "CREATE TABLE facts (name TEXT PRIMARY KEY, value NOT NULL)",
+            "CREATE TABLE slots (slot TEXT PRIMARY KEY, active TEXT, previous TEXT, candidate TEXT,"
+            " stage TEXT NOT NULL, saves INTEGER NOT NULL, reason TEXT NOT NULL)",
+            "CREATE TABLE releases (digest TEXT PRIMARY KEY, body BLOB NOT NULL)",
+            "CREATE TABLE quarantine (build TEXT PRIMARY KEY, reason TEXT NOT NULL, since TEXT NOT NULL)",
+            "CREATE TABLE documents (role TEXT PRIMARY KEY, sequence INTEGER NOT NULL, digest TEXT NOT NULL,"
+            " assignment BLOB NOT NULL, releases BLOB NOT NULL)",
+        ),
+    ),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Sequences:
+    """Sequence numbers of assignments: four facts, none derived from another, and the highest ever accepted."""
+
+    highest: int = 0
+    desired: int = 0
+    attempted: int = 0
+    failed: int = 0
+    running: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Documents:
+    """A verified assignment and the releases it names, in the signed envelopes they came in."""
+
+    sequence: int
+    digest: str  # of the assignment's canonical bytes
+    assignment: bytes
+    releases: tuple[bytes, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Quarantined:
+    """A build that this appliance will not try again, and why."""
+
+    build: str
+    reason: str
+    since: datetime
+
+
+class State:
+    """The state database.
+
+    Args:
+        path: The file; made with mode 0600 when absent.
+        migrations: Steps of other adapters' tables, run after this module's own.
+        max_pages: The most pages of 4096 bytes the file may have; no limit when None.
+
+    Raises:
+        StateError: The file cannot be opened, is no database or is damaged.
+        DiskFull: There is no room to open it.
+    """
+
+    def __init__(self, path: Path, migrations: Sequence[Migration] = (), *, max_pages: int | None = None) -> None:
+        self.path = path
+        with self._translated():
+            path.touch(mode=0o600, exist_ok=True)
+            self._connection = sqlite3.connect(path, timeout=5.0, isolation_level=None)
+            try:
+                self._configure(max_pages)
+                self._migrate((*MIGRATIONS, *migrations))
+            except BaseException:
+                self._connection.close()
+                raise
+
+    def _configure(self, max_pages: int | None) -> None:
+        self._connection.row_factory = sqlite3.Row
+        self._connection.execute("PRAGMA journal_mode = WAL")
+        # FULL, not NORMAL: in WAL mode NORMAL may lose the last commits at a power cut, after they were acted on.
+        self._connection.execute("PRAGMA synchronous = FULL")
+        if max_pages is not None:
+            self._connection.execute(f"PRAGMA max_page_count = {int(max_pages)}")
+        self._connection.execute("CREATE TABLE IF NOT EXISTS migrations (name TEXT PRIMARY KEY, applied TEXT NOT NULL)")
+
+    def _migrate(self, migrations: Sequence[Migration]) -> None:
+        for migration in migrations:
+            with self.transaction() as connection:
+                if connection.execute("SELECT 1 FROM migrations WHERE name = ?", (migration.name,)).fetchone():
+                    continue
+                for statement in migration.statements:
+                    connection.execute(statement)
+                connection.execute("INSERT INTO migrations VALUES (?, ?)", (migration.name, _now_text()))
+
+    def close(self) -> None:
+        """Close the file. Closing twice is harmless."""
+        self._connection.close()
+
+    @contextmanager
+    def transaction(self) -> Iterator[sqlite3.Connection]:
+        """Hold a write transaction: committed when the block ends, rolled back when it raises. Not nestable.
+
+        Raises:
+            DiskFull: There is no room to write.
+            StateError: SQLite failed otherwise.
+        """
+        with self._translated():
+            self._connection.execute("BEGIN IMMEDIATE")
+            try:
+                yield self._connection
+                self._connection.execute("COMMIT")
+            except BaseException:
+                if (
+                    self._connection.in_transaction
+                ):  # SQLite rolls back by itself on some errors, a full disk among them
+                    self._connection.execute("ROLLBACK")
+                raise
+
+    def begin_boot(self) -> int:
+        """Count one more start of the agent and return the boot epoch, from 1. It never repeats."""
+        with self.transaction() as connection:
+            epoch = int(_fact(connection, "boot_epoch", 0)) + 1
+            _set_fact(connection, "boot_epoch", epoch)
+        return epoch
+
+    @property
+    def boot_epoch(self) -> int:
+        """The number of the newest start; 0 before the first."""
+        return int(self._read_fact("boot_epoch", 0))
+
+    @property
+    def time_floor(self) -> datetime | None:
+        """The newest time a verified signature vouched for."""
+        text = self._read_fact("time_floor", None)
+        return None if text is None else datetime.fromisoformat(text)
+
+    def raise_time_floor(self, to: datetime) -> None:
+        """Store a later time floor; an earlier one changes nothing."""
+        with self.transaction() as connection:
+            text = _fact(connection, "time_floor", None)
+            if text is None or datetime.fromisoformat(text) < to:
+                _set_fact(connection, "time_floor", time_text(to))
+
+    @property
+    def sequences(self) -> Sequences:
+        """Where assignments stand."""
+        return Sequences(**{name: int(self._read_fact(f"sequence_{name}", 0)) for name in Sequences.__slots__})
+
+    def accept(self, documents: Documents) -> None:
+        """Store a verified assignment as desired and raise the highest sequence to it, in one transaction."""
+        with self.transaction() as connection:
+            highest = max(int(_fact(connection, "sequence_highest", 0)), documents.sequence)
+            _set_fact(connection, "sequence_highest", highest)
+            _set_fact(connection, "sequence_desired", documents.sequence)
+            _put_documents(connection, "desired", documents)
+
+    def attempt(self, sequence: int) -> None:
+        """Store that applying an assignment has begun."""
+        with self.transaction() as connection:
+            _set_fact(connection, "sequence_attempted", sequence)
+
+    def fail(self, sequence: int) -> None:
+        """Store that applying an assignment failed; what ran before still runs."""
+        with self.transaction() as connection:
+            _set_fact(connection, "sequence_failed", sequence)
+
+    def apply(self, documents: Documents) -> None:
+        """Store that all an assignment says is so."""
+        with self.transaction() as connection:
+            _set_fact(connection, "sequence_running", documents.sequence)
+            _put_documents(connection, "applied", documents)
+
+    @property
+    def desired(self) -> Documents | None:
+        """The newest assignment accepted."""
+        return self._documents("desired")
+
+    @property
+    def applied(self) -> Documents | None:
+        """The assignment applied last."""
+        return self._documents("applied")
+
+    def _documents(self, role: str) -> Documents | None:
+        row = self._one("SELECT sequence, digest, assignment, releases FROM documents WHERE role = ?", role)
+        if row is None:
+            return None
+        return Documents(row["sequence"], row["digest"], row["assignment"], tuple(_split(row["releases"])))
+
+    @property
+    def slots(self) -> dict[str, SlotRecord]:
+        """Every slot that ever had a build, by name."""
+        with self._translated():
+            rows = self._connection.execute("SELECT * FROM slots ORDER BY slot").fetchall()
+        return {row["slot"]: _record(row) for row in rows}
+
+    def slot(self, name: str) -> SlotRecord:
+        """Return a slot's record; an empty one when it never had a build."""
+        row = self._one("SELECT * FROM slots WHERE slot = ?", name)
+        return SlotRecord(name) if row is None else _record(row)
+
+    def save_slot(self, record: SlotRecord, release: bytes | None = None) -> None:
+        """Store a slot's record, with the canonical bytes of its candidate's release when that is new.
+
+        Releases that no slot names any more go in the same transaction.
+        """
+        with self.transaction() as connection:
+            if release is not None and record.candidate is not None:
+                connection.execute("INSERT OR REPLACE INTO releases VALUES (?, ?)", (record.candidate.release, release))
+            _save_slot(connection, record)
+
+    def save_slot_and_quarantine(self, record: SlotRecord, build: str, reason: str, since: datetime) -> None:
+        """Store a slot's record and that one of its builds is bad here, as one fact."""
+        with self.transaction() as connection:
+            connection.execute("INSERT OR IGNORE INTO quarantine VALUES (?, ?, ?)", (build, reason, time_text(since)))
+            _save_slot(connection, record)
+
+    def release(self, digest: str) -> bytes | None:
+        """Return the canonical bytes of a release that a slot names."""
+        row = self._one("SELECT body FROM releases WHERE digest = ?", digest)
+        return None if row is None else bytes(row["body"])
+
+    @property
+    def quarantine(self) -> dict[str, Quarantined]:
+        """Builds that this appliance will not try again, by digest."""
+        with self._translated():
+            rows = self._connection.execute("SELECT build, reason, since FROM quarantine ORDER BY build").fetchall()
+        return {r["build"]: Quarantined(r["build"], r["reason"], datetime.fromisoformat(r["since"])) for r in rows}
+
+    def _read_fact(self, name: str, default: Any) -> Any:
+        with self._translated():
+            return _fact(self._connection, name, default)
+
+    def _one(self, query: str, *values: Any) -> sqlite3.Row | None:
+        with self._translated():
+            row: sqlite3.Row | None = self._connection.execute(query, values).fetchone()
+        return row
+
+    @contextmanager
+    def _translated(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.Error as exc:
+            if getattr(exc, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL:
+                raise DiskFull(f"no room to store the agent's state in {self.path}: {exc}") from exc
+            name = getattr(exc, "sqlite_errorname", type(exc).__name__)
+            raise StateError(f"the agent's state {self.path} failed: {name}: {exc}") from exc
+        except OSError as exc:
+            raise StateError(f"the agent's state {self.path} cannot be opened: {exc}") from exc
+
+
+def _now_text() -> str:
+    return time_text(datetime.now(UTC))
+
+
+def _fact(connection: sqlite3.Connection, name: str, default: Any) -> Any:
+    row = connection.execute("SELECT value FROM facts WHERE name = ?", (name,)).fetchone()
+    return default if row is None else row[0]
+
+
+def _set_fact(connection: sqlite3.Connection, name: str, value: Any) -> None:
+    connection.execute("INSERT OR REPLACE INTO facts VALUES (?, ?)", (name, value))
+
+
+def _put_documents(connection: sqlite3.Connection, role: str, documents: Documents) -> None:
+    values = (role, documents.sequence, documents.digest, documents.assignment, _join(documents.releases))
+    connection.execute("INSERT OR REPLACE INTO documents VALUES (?, ?, ?, ?, ?)", values)
+
+
+def _join(parts: Sequence[bytes]) -> bytes:
+    """Return byte strings as one, each after its length (8 bytes, big-endian)."""
+    return b"".join(len(part).to_bytes(8, "big") + part for part in parts)
+
+
+def _split(joined: bytes) -> Iterator[bytes]:
+    at = 0
+    while at < len(joined):
+        size = int.from_bytes(joined[at : at + 8], "big")
+        yield joined[at + 8 : at + 8 + size]
+        at += 8 + size
+
+
+def _save_slot(connection: sqlite3.Connection, record: SlotRecord) -> None:
+    builds = [_build_text(build) for build in (record.active, record.previous, record.candidate)]
+    values = (record.slot, *builds, record.stage.value, record.saves, record.reason)
+    connection.execute("INSERT OR REPLACE INTO slots VALUES (?, ?, ?, ?, ?, ?, ?)", values)
+    connection.execute(
+        "DELETE FROM releases WHERE digest NOT IN (SELECT json_extract(build, '$.release') FROM"
+        " (SELECT active AS build FROM slots UNION SELECT previous FROM slots UNION SELECT candidate FROM slots)"
+        " WHERE build IS NOT NULL)"
+    )
+
+
+def _build_text(build: SlotAssignment | None) -> str | None:
+    return None if build is None else json.dumps(asdict(build), sort_keys=True)
+
+
+def _build(text: str | None) -> SlotAssignment | None:
+    return None if text is None else SlotAssignment(**json.loads(text))
+
+
+def _record(row: sqlite3.Row) -> SlotRecord:
+    try:
+        return SlotRecord(
+            row["slot"],
+            active=_build(row["active"]),
+            previous=_build(row["previous"]),
+            candidate=_build(row["candidate"]),
+            stage=SlotState(row["stage"]),
+            saves=row["saves"],
+            reason=row["reason"],
+        )
+    except (ValueError, TypeError, ModelsError) as exc:
+        raise StateError(f"the agent's state holds an unreadable record of slot {row['slot']!r}: {exc}") from exc
