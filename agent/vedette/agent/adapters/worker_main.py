@@ -1,0 +1,334 @@
+"""The worker: a process that loads one model and answers batches in the ring until its socket closes.
+
+Started as ``python -P -m vedette.agent.adapters.worker_main SOCKET PARENT`` with nothing else open. It gets the layout
+as JSON with the ring's and the model's descriptors, limits itself before it parses a byte of the model, and then
+answers each RUN in order with DONE or FAILED. It trusts the agent and protects the agent from the model: memory by
+RLIMIT_AS (onnxruntime turns that into a clean error, FAILURES.md section 6), time by a watchdog thread, files by an
+empty working directory and RLIMIT_FSIZE, processes by RLIMIT_NPROC. The model comes as bytes of a sealed memfd, never
+as a path: by path onnxruntime 1.32 follows a hard link out of the folder; by bytes it looks in the working directory.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import faulthandler
+import json
+import mmap
+import os
+import resource
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from vedette.agent.adapters.ring import (
+    AREAS,
+    RECORD,
+    SETUP_BYTES,
+    Area,
+    Failure,
+    Kind,
+    Plan,
+    RingError,
+    Shape,
+    Tensor,
+    attach_ring,
+)
+from vedette.models.release import TensorSpec
+
+_PR_SET_PDEATHSIG = 1  # include/uapi/linux/prctl.h
+_PR_SET_NO_NEW_PRIVS = 38
+_MOST_BINDINGS = 64
+_OUT_OF_MEMORY = ("Cannot allocate memory", "Failed to allocate memory", "bad_alloc", "bad allocation")
+_OTHER_SHAPE = "pre-allocated output"  # of onnxruntime's refusal to write another shape than the bound one
+_ORT_TYPES = {
+    "tensor(float)": "float32",
+    "tensor(double)": "float64",
+    "tensor(float16)": "float16",
+    "tensor(bool)": "bool",
+    **{f"tensor({name}{bits})": f"{name}{bits}" for name in ("int", "uint") for bits in (8, 16, 32, 64)},
+}
+
+
+class ModelError(Exception):
+    """A batch, or the loading, failed; ``failure`` says why."""
+
+    def __init__(self, failure: Failure, text: str) -> None:
+        super().__init__(text)
+        self.failure = failure
+
+
+def _die_with(parent: int) -> None:
+    """Ask the kernel to kill this process with the agent; also when the agent is gone already."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), "PR_SET_PDEATHSIG")
+    if libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), "PR_SET_NO_NEW_PRIVS")
+    if os.getppid() != parent:
+        os._exit(1)
+
+
+def _limit(name: int, most: int) -> None:
+    hard = resource.getrlimit(name)[1]
+    least = most if hard == resource.RLIM_INFINITY else min(most, hard)
+    resource.setrlimit(name, (least, least))
+
+
+def _live_within(setup: Mapping[str, Any]) -> None:
+    """Set the limits that hold while the model is loaded."""
+    _limit(resource.RLIMIT_CORE, 0)
+    _limit(resource.RLIMIT_FSIZE, setup["stderr_bytes"])
+    _limit(resource.RLIMIT_AS, setup["memory_bytes"])
+    os.setpriority(os.PRIO_PROCESS, 0, setup["nice"])
+    if setup["cpus"]:
+        os.sched_setaffinity(0, setup["cpus"])
+
+
+class Watchdog(threading.Thread):
+    """Stops a run at its deadline through ``RunOptions.terminate``.
+
+    It sleeps without a time-out while nothing runs and is not woken for each run: it looks at the run in progress only
+    when an earlier deadline has passed, so that a fast model pays one lock a run and no thread switch.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True, name="watchdog")
+        self._changed = threading.Condition()
+        self._run: tuple[Any, float] | None = None
+        self._idle = True
+
+    def begin(self, options: Any, deadline_s: float) -> None:
+        """Watch a run from now on."""
+        with self._changed:
+            self._run = (options, time.monotonic() + deadline_s)
+            if self._idle:
+                self._idle = False
+                self._changed.notify()
+
+    def end(self) -> bool:
+        """Stop watching; return whether the run was stopped."""
+        with self._changed:
+            watched, self._run = self._run, None
+            return watched is not None and bool(watched[0].terminate)
+
+    def run(self) -> None:
+        """Wait for deadlines."""
+        with self._changed:
+            while True:
+                if self._run is None:
+                    self._idle = True
+                    self._changed.wait()
+                    continue
+                options, at = self._run
+                left = at - time.monotonic()
+                if left <= 0:
+                    options.terminate = True
+                    left = 1.0  # look again: the kernel in progress ends first
+                self._changed.wait(left)
+
+
+class Model:
+    """A session bound to the ring."""
+
+    def __init__(self, plan: Plan, areas: tuple[Area, ...], data: bytes, *, threads: int, arena: bool) -> None:
+        import onnxruntime
+
+        self._runtime: Any = onnxruntime
+        self._plan = plan
+        self.areas = areas
+        self._bindings: dict[tuple[int, tuple[Shape, ...]], Any] = {}
+        self._bind_outputs = all(tensor.row_shaped or -1 not in tensor.shape for tensor in plan.outputs)
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+        # Spinning burnt 93 % of a core at 140 requests/s against 26 % without (FACTS.md, "Inference").
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        options.add_session_config_entry("session.load_model_format", "ONNX")
+        options.enable_cpu_mem_arena = arena
+        options.log_severity_level = 4
+        self._session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+        _check_tensors("input", plan.inputs, self._session.get_inputs(), exact=True)
+        _check_tensors("output", plan.outputs, self._session.get_outputs(), exact=False)
+
+    def run(self, area: int, deadline_s: float, watchdog: Watchdog) -> None:
+        """Answer the batch in an area.
+
+        Raises:
+            ModelError: It failed.
+        """
+        options = self._runtime.RunOptions()
+        options.log_severity_level = 4
+        watchdog.begin(options, deadline_s)
+        stopped = False
+        try:
+            try:
+                self._run(area, options)
+            finally:
+                stopped = watchdog.end()
+        except (RingError, MemoryError) as exc:
+            kind = Failure.OUTPUT if isinstance(exc, RingError) else Failure.MEMORY
+            raise ModelError(kind, str(exc) or "out of memory") from exc
+        except Exception as exc:  # onnxruntime raises RuntimeError and its own classes, which share no other base
+            raise ModelError(Failure.TIMEOUT if stopped else _failure_of(exc, Failure.MODEL), str(exc)) from exc
+
+    def _run(self, area: int, options: Any) -> None:
+        shapes = tuple(self.areas[area].read_shape(index, t) for index, t in enumerate(self._plan.inputs))
+        if self._bind_outputs:
+            try:
+                self._run_bound(area, shapes, options)
+                return
+            except Exception as exc:
+                if _OTHER_SHAPE not in str(exc):
+                    raise
+                # The rows of an output are not the rows of the inputs (a detector's boxes): let the runtime allocate.
+                self._bind_outputs = False
+                self._bindings.clear()
+        self._run_copied(area, shapes, options)
+
+    def _run_bound(self, area: int, shapes: tuple[Shape, ...], options: Any) -> None:
+        binding = self._bindings.get((area, shapes))
+        if binding is None:
+            if len(self._bindings) >= _MOST_BINDINGS:
+                self._bindings.clear()
+            binding = self._bindings[area, shapes] = self._bound(area, shapes)
+        self._session.run_with_iobinding(binding, options)
+        rows = _rows(self._plan.inputs, shapes)
+        place = self.areas[area]
+        for index, tensor in enumerate(self._plan.outputs, len(self._plan.inputs)):
+            place.shapes[index, : len(tensor.shape)] = _with_rows(tensor, rows)
+
+    def _bound(self, area: int, shapes: tuple[Shape, ...]) -> Any:
+        binding = self._session.io_binding()
+        rows = _rows(self._plan.inputs, shapes)
+        place = self.areas[area]
+        for tensor, shape in zip(self._plan.inputs, shapes, strict=True):
+            at = place.place(tensor, shape).ctypes.data
+            binding.bind_input(tensor.name, "cpu", 0, tensor.dtype.type, shape, at)
+        for tensor in self._plan.outputs:
+            shape = _with_rows(tensor, rows)
+            at = place.place(tensor, shape).ctypes.data
+            binding.bind_output(tensor.name, "cpu", 0, tensor.dtype.type, shape, at)
+        return binding
+
+    def _run_copied(self, area: int, shapes: tuple[Shape, ...], options: Any) -> None:
+        place = self.areas[area]
+        feeds = {t.name: place.place(t, shape) for t, shape in zip(self._plan.inputs, shapes, strict=True)}
+        outputs = self._session.run([tensor.name for tensor in self._plan.outputs], feeds, options)
+        for index, (tensor, array) in enumerate(zip(self._plan.outputs, outputs, strict=True)):
+            place.write_output(index, tensor, array)
+
+
+def _rows(inputs: tuple[Tensor, ...], shapes: tuple[Shape, ...]) -> int:
+    return next((shape[0] for tensor, shape in zip(inputs, shapes, strict=True) if tensor.batched), 1)
+
+
+def _with_rows(tensor: Tensor, rows: int) -> Shape:
+    return (rows, *tensor.shape[1:]) if tensor.batched else tensor.shape
+
+
+def _failure_of(exc: Exception, otherwise: Failure) -> Failure:
+    return Failure.MEMORY if any(sign in str(exc) for sign in _OUT_OF_MEMORY) else otherwise
+
+
+def _check_tensors(what: str, declared: tuple[Tensor, ...], found: list[Any], *, exact: bool) -> None:
+    """Compare the release's tensors with the model's own.
+
+    Raises:
+        ModelError: A name is missing or (where ``exact``) over, or a type or fixed length differs.
+    """
+    own = {tensor.name: tensor for tensor in found}
+    missing = [tensor.name for tensor in declared if tensor.name not in own]
+    over = sorted(set(own) - {tensor.name for tensor in declared}) if exact else []
+    if missing or over:
+        raise ModelError(Failure.REFUSED, f"the release's {what}s {missing} are not the model's {sorted(own)[:10]}")
+    for tensor in declared:
+        dtype = _ORT_TYPES.get(own[tensor.name].type, own[tensor.name].type)
+        if dtype != str(tensor.dtype):
+            raise ModelError(Failure.REFUSED, f"{what} {tensor.name!r} is {dtype}, the release says {tensor.dtype}")
+        shape = own[tensor.name].shape
+        if len(shape) != len(tensor.shape) or any(
+            isinstance(size, int) and want not in (-1, size) for size, want in zip(shape, tensor.shape, strict=True)
+        ):
+            raise ModelError(
+                Failure.REFUSED, f"{what} {tensor.name!r} has shape {shape}, the release says {list(tensor.shape)}"
+            )
+
+
+def _load(setup: Mapping[str, Any], ring: int, model: int) -> Model:
+    """Load the model under the limits.
+
+    Raises:
+        ModelError: It is refused.
+    """
+    import onnxruntime  # noqa: F401 - before the limits: its libraries are not the model's fault
+
+    inputs, outputs = ([TensorSpec(n, d, tuple(s)) for n, d, s in setup[side]] for side in ("inputs", "outputs"))
+    plan = Plan.of(inputs, outputs, max_rows=setup["max_rows"], variable_bytes=setup["variable_bytes"])
+    areas = attach_ring(plan, ring)
+    _live_within(setup)
+    try:
+        with mmap.mmap(model, 0, access=mmap.ACCESS_READ) as data:
+            return Model(plan, areas, bytes(data), threads=setup["threads"], arena=setup["arena"])
+    except ModelError:
+        raise
+    except MemoryError as exc:
+        raise ModelError(Failure.MEMORY, f"the model does not fit {setup['memory_bytes']} bytes") from exc
+    except Exception as exc:  # onnxruntime's classes share no base but Exception
+        raise ModelError(_failure_of(exc, Failure.REFUSED), str(exc)) from exc
+
+
+def _answer(model: Model, record: bytes, watchdog: Watchdog) -> bytes:
+    kind, area, _, request, deadline_us = RECORD.unpack(record)
+    if kind != Kind.RUN or area >= AREAS:
+        raise RingError(f"record of kind {kind} for area {area}")
+    started = time.perf_counter_ns()
+    try:
+        model.run(area, deadline_us / 1e6, watchdog)
+    except ModelError as exc:
+        model.areas[area].write_text(str(exc))
+        return RECORD.pack(Kind.FAILED, area, exc.failure, request, 0)
+    return RECORD.pack(Kind.DONE, area, 0, request, (time.perf_counter_ns() - started) // 1000)
+
+
+def serve(doorbell: socket.socket) -> None:
+    """Load the model that the first message names and answer batches until the agent closes the socket."""
+    message, descriptors, _, _ = socket.recv_fds(doorbell, SETUP_BYTES, 2)
+    if not message:
+        return
+    setup = json.loads(message)
+    try:
+        model = _load(setup, *descriptors)
+    except ModelError as exc:
+        doorbell.send(json.dumps({"failure": exc.failure, "text": str(exc)[:4096]}).encode())
+        return
+    finally:
+        for descriptor in descriptors:
+            os.close(descriptor)
+    watchdog = Watchdog()
+    watchdog.start()
+    # From here no thread or process is started any more. Root is exempt from this limit, the service user is not.
+    _limit(resource.RLIMIT_NPROC, 0)
+    doorbell.send(b"{}")
+    while record := doorbell.recv(RECORD.size):
+        doorbell.send(_answer(model, record, watchdog))
+
+
+def main() -> None:
+    """Run the worker; arguments are the socket's descriptor and the agent's process id."""
+    descriptor, parent = (int(argument) for argument in sys.argv[1:3])
+    _die_with(parent)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C at a terminal reaches the whole group; the agent stops us
+    faulthandler.enable()
+    with socket.socket(fileno=descriptor) as doorbell:
+        try:
+            serve(doorbell)
+        except (BrokenPipeError, ConnectionResetError):
+            return  # the agent is gone
+
+
+if __name__ == "__main__":
+    main()

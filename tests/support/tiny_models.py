@@ -1,0 +1,269 @@
+"""Tiny ONNX models, good and bad, with the release that describes them; made without any trainer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+from vedette.models.assignment import SlotAssignment
+from vedette.models.documents import digest_of
+from vedette.models.golden import Golden
+from vedette.models.release import Blob, Build, Release, TensorSpec, Tolerance
+from vedette.models.schema import Feature, FeatureSchema
+
+FEATURES = 4
+LABELS = ("benign", "odd")
+FLOW_INPUTS = (TensorSpec("features", "float32", (-1, FEATURES)),)
+FLOW_OUTPUTS = (
+    TensorSpec("score", "float32", (-1,)),
+    TensorSpec("label", "int64", (-1,)),
+    TensorSpec("probabilities", "float32", (-1, 2)),
+)
+_WEIGHTS = np.array([0.5, -0.25, 0.125, 1.0], np.float32)
+
+
+def model_bytes(
+    nodes: Sequence[Any], inputs: Sequence[Any], outputs: Sequence[Any], constants: Mapping[str, Any] | None = None
+) -> bytes:
+    """Return an ONNX file of opset 17, IR 8."""
+    initializers = [numpy_helper.from_array(np.asarray(v), k) for k, v in (constants or {}).items()]
+    graph = helper.make_graph(list(nodes), "tiny", list(inputs), list(outputs), initializers)
+    made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    return bytes(made.SerializeToString())
+
+
+def flow_model(bias: float = 0.0) -> bytes:
+    """Return a logistic model of the flow kind; ``bias`` tells versions apart by their scores."""
+    node = helper.make_node
+    nodes = [
+        node("MatMul", ["features", "w"], ["dot"]),
+        node("Add", ["dot", "b"], ["sum"]),
+        node("Sigmoid", ["sum"], ["p"]),
+        node("Squeeze", ["p", "one"], ["score"]),
+        node("Sub", ["unit", "p"], ["q"]),
+        node("Concat", ["q", "p"], ["probabilities"], axis=1),
+        node("ArgMax", ["probabilities"], ["label"], axis=1, keepdims=0),
+    ]
+    constants = {
+        "w": _WEIGHTS[:, None],
+        "b": np.array([bias], np.float32),
+        "one": np.array([1], np.int64),
+        "unit": np.array([1.0], np.float32),
+    }
+    value = helper.make_tensor_value_info
+    return model_bytes(
+        nodes,
+        [value("features", TensorProto.FLOAT, ["n", FEATURES])],
+        [
+            value("score", TensorProto.FLOAT, ["n"]),
+            value("label", TensorProto.INT64, ["n"]),
+            value("probabilities", TensorProto.FLOAT, ["n", 2]),
+        ],
+        constants,
+    )
+
+
+def flow_outputs(features: npt.NDArray[np.float32], bias: float = 0.0) -> dict[str, npt.NDArray[Any]]:
+    """Return what :func:`flow_model` should give, computed by numpy in float64."""
+    p = 1.0 / (1.0 + np.exp(-(features.astype(np.float64) @ _WEIGHTS.astype(np.float64) + bias)))
+    probabilities = np.stack([1.0 - p, p], axis=1).astype(np.float32)
+    return {
+        "score": p.astype(np.float32),
+        "label": probabilities.argmax(axis=1).astype(np.int64),
+        "probabilities": probabilities,
+    }
+
+
+def flow_rows(rows: int, seed: int = 7) -> npt.NDArray[np.float32]:
+    return np.random.default_rng(seed).normal(size=(rows, FEATURES)).astype(np.float32)
+
+
+def tripwire_model() -> bytes:
+    """Return a flow-like model (x -> y, doubled) whose work depends on its input ``kind``, one int64.
+
+    0 answers at once; 1 loops for ever; 2 asks for 4 GiB; 3 looks outside of its table and gets an error;
+    4 begins one operator of several seconds, which onnxruntime does not interrupt.
+    """
+    value, node = helper.make_tensor_value_info, helper.make_node
+    forever = helper.make_graph(
+        [node("Identity", ["going"], ["still"]), node("Add", ["carried", "step"], ["next"])],
+        "forever",
+        [
+            value("i", TensorProto.INT64, []),
+            value("going", TensorProto.BOOL, []),
+            value("carried", TensorProto.FLOAT, [1]),
+        ],
+        [value("still", TensorProto.BOOL, []), value("next", TensorProto.FLOAT, [1])],
+        [numpy_helper.from_array(np.array([1e-9], np.float32), "step")],
+    )
+    nodes = [
+        node("Equal", ["kind", "k1"], ["hangs"]),
+        node("Equal", ["kind", "k2"], ["bloats"]),
+        node("Equal", ["kind", "k3"], ["errs"]),
+        node("Equal", ["kind", "k4"], ["drags"]),
+        node("Where", ["hangs", "many", "none"], ["trips_1"]),
+        node("Squeeze", ["trips_1"], ["trips"]),
+        node("Loop", ["trips", "", "zero"], ["looped"], body=forever),
+        node("Where", ["bloats", "huge", "small"], ["size"]),
+        node("ConstantOfShape", ["size"], ["filled"]),
+        node("ReduceSum", ["filled"], ["sum"], keepdims=0),
+        node("Where", ["drags", "wide", "small"], ["width"]),
+        node("Concat", ["width", "width"], ["square"], axis=0),
+        node("ConstantOfShape", ["square"], ["matrix"]),
+        node("MatMul", ["matrix", "matrix"], ["product"]),
+        node("ReduceSum", ["product"], ["dragged"], keepdims=0),
+        node("Where", ["errs", "far", "near"], ["place"]),
+        node("Gather", ["table", "place"], ["got"]),
+        node("Add", ["x", "x"], ["doubled"]),
+        node("Add", ["doubled", "looped"], ["a"]),
+        node("Add", ["a", "sum"], ["b"]),
+        node("Add", ["b", "dragged"], ["c"]),
+        node("Add", ["c", "got"], ["y"]),
+    ]
+    constants = {
+        **{f"k{n}": np.array([n], np.int64) for n in (1, 2, 3, 4)},
+        "many": np.array([2**62], np.int64),
+        "none": np.array([0], np.int64),
+        "zero": np.array([0.0], np.float32),
+        "huge": np.array([2**30], np.int64),
+        "wide": np.array([4500], np.int64),
+        "small": np.array([1], np.int64),
+        "far": np.array([99], np.int64),
+        "near": np.array([0], np.int64),
+        "table": np.array([0.0], np.float32),
+    }
+    return model_bytes(
+        nodes,
+        [value("x", TensorProto.FLOAT, ["n"]), value("kind", TensorProto.INT64, [1])],
+        [value("y", TensorProto.FLOAT, ["n"])],
+        constants,
+    )
+
+
+TRIPWIRE_INPUTS = (TensorSpec("x", "float32", (-1,)), TensorSpec("kind", "int64", (1,)))
+TRIPWIRE_OUTPUTS = (TensorSpec("y", "float32", (-1,)),)
+
+
+def filter_model() -> bytes:
+    """Return a model that keeps the rows where ``keep`` is true: its output has rows of its own."""
+    value = helper.make_tensor_value_info
+    return model_bytes(
+        [helper.make_node("Compress", ["x", "keep"], ["y"], axis=0)],
+        [value("x", TensorProto.FLOAT, ["n", "m"]), value("keep", TensorProto.BOOL, ["n"])],
+        [value("y", TensorProto.FLOAT, ["k", "m"])],
+    )
+
+
+FILTER_INPUTS = (TensorSpec("x", "float32", (-1, -1)), TensorSpec("keep", "bool", (-1,)))
+FILTER_OUTPUTS = (TensorSpec("y", "float32", (-1, -1)),)
+
+
+def deep_tree_model(depth: int = 60_000) -> bytes:
+    """Return a decision tree that is one long chain: onnxruntime 1.32 dies of it while loading (FAILURES.md, 6)."""
+    count = 2 * depth + 1
+    odd = np.arange(count) % 2
+    inner = (odd == 0) & (np.arange(count) < count - 1)
+    ids = np.arange(count)
+    tree = helper.make_node(
+        "TreeEnsembleRegressor",
+        ["features"],
+        ["score"],
+        domain="ai.onnx.ml",
+        n_targets=1,
+        nodes_treeids=[0] * count,
+        nodes_nodeids=ids.tolist(),
+        nodes_featureids=[0] * count,
+        nodes_modes=["BRANCH_LEQ" if i else "LEAF" for i in inner],
+        nodes_values=[float(i) for i in ids],
+        nodes_truenodeids=np.where(inner, ids + 1, 0).tolist(),
+        nodes_falsenodeids=np.where(inner, ids + 2, 0).tolist(),
+        target_treeids=[0] * int((~inner).sum()),
+        target_nodeids=ids[~inner].tolist(),
+        target_ids=[0] * int((~inner).sum()),
+        target_weights=[1.0] * int((~inner).sum()),
+    )
+    value = helper.make_tensor_value_info
+    graph = helper.make_graph(
+        [tree],
+        "deep",
+        [value("features", TensorProto.FLOAT, ["n", FEATURES])],
+        [value("score", TensorProto.FLOAT, ["n", 1])],
+    )
+    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("ai.onnx.ml", 3)]
+    return bytes(helper.make_model(graph, opset_imports=opsets, ir_version=8).SerializeToString())
+
+
+def external_model(location: str) -> bytes:
+    """Return a model whose constant lies in another file."""
+    value = helper.make_tensor_value_info
+    made = onnx.load_from_string(
+        model_bytes(
+            [helper.make_node("Add", ["x", "c"], ["y"])],
+            [value("x", TensorProto.FLOAT, ["n"])],
+            [value("y", TensorProto.FLOAT, ["n"])],
+            {"c": np.zeros(1, np.float32)},
+        )
+    )
+    constant = made.graph.initializer[0]
+    constant.ClearField("raw_data")
+    constant.data_location = TensorProto.EXTERNAL
+    constant.external_data.add(key="location", value=location)
+    constant.external_data.add(key="length", value="4")
+    return bytes(made.SerializeToString())
+
+
+class Shelf:
+    """A publisher's store: blobs by digest, and releases made of them."""
+
+    def __init__(self) -> None:
+        self.blobs: dict[str, bytes] = {}
+        self.fetched: list[str] = []
+
+    def put(self, data: bytes) -> Blob:
+        blob = Blob(digest_of(data), len(data))
+        self.blobs[blob.digest] = data
+        return blob
+
+    def flow_release(
+        self, version: int, *, bias: float | None = None, model: bytes | None = None, lie: float = 0.0, **changes: Any
+    ) -> Release:
+        """Return a release of :func:`flow_model`; ``lie`` is added to its golden scores."""
+        bias = float(version) if bias is None else bias
+        rows = flow_rows(16, seed=version)
+        outputs = flow_outputs(rows, bias)
+        outputs["score"] = outputs["score"] + np.float32(lie)
+        build = Build("onnx-fp32", self.put(model or flow_model(bias)), Tolerance(1e-5, 1e-5))
+        schema = FeatureSchema("tiny", tuple(Feature(f"f{i}", "", "") for i in range(FEATURES)), "flow")
+        made: dict[str, Any] = {
+            "model": "flow-threat",
+            "version": version,
+            "created": datetime(2026, 11, 1, tzinfo=UTC),
+            "kind": "flow",
+            "schema": schema,
+            "inputs": FLOW_INPUTS,
+            "outputs": FLOW_OUTPUTS,
+            "labels": LABELS,
+            "threshold": 0.5,
+            "builds": (build,),
+            "golden": self.put(Golden({"features": rows}, outputs).to_bytes()),
+        }
+        return Release(**(made | changes))
+
+    async def fetch_to(self, folder: Path, blob: Blob) -> Path:
+        """Write a blob where the agent keeps it, as a download would end."""
+        self.fetched.append(blob.digest)
+        path = folder / "sha256" / blob.digest.removeprefix("sha256:")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(self.blobs[blob.digest])
+        return path
+
+
+def assigned(release: Release, slot: str = "flow-threat") -> SlotAssignment:
+    """Return the assignment of a release's first build to a slot."""
+    return SlotAssignment(slot, release.model, release.version, release.digest, release.builds[0].digest)

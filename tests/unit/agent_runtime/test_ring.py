@@ -1,0 +1,124 @@
+from __future__ import annotations
+
+import fcntl
+import os
+from typing import Any
+
+import numpy as np
+import pytest
+from vedette.agent.adapters.ring import AREAS, Area, Plan, RingError, create_ring
+from vedette.agent.domain.errors import InvalidRequest, ModelRefused
+from vedette.models.release import TensorSpec
+
+from tests.support.tiny_models import FILTER_INPUTS, FILTER_OUTPUTS, FLOW_INPUTS, FLOW_OUTPUTS, flow_outputs, flow_rows
+
+
+def plan(max_rows: int = 8) -> Plan:
+    return Plan.of(FLOW_INPUTS, FLOW_OUTPUTS, max_rows=max_rows, variable_bytes=1024)
+
+
+def areas(of: Plan) -> tuple[Area, ...]:
+    descriptor, made = create_ring(of)
+    os.close(descriptor)
+    return made
+
+
+def test_what_one_side_writes_the_other_reads_and_areas_are_apart() -> None:
+    layout = plan()
+    descriptor, mine = create_ring(layout)
+    from vedette.agent.adapters.ring import attach_ring
+
+    theirs = attach_ring(layout, descriptor)
+    os.close(descriptor)
+    for index in range(AREAS):
+        rows = flow_rows(5, seed=index)
+        mine[index].write_inputs({"features": rows}, 1, 4)
+        assert theirs[index].read_shape(0, layout.inputs[0]) == (3, 4)
+        for place, (tensor, array) in enumerate(zip(layout.outputs, flow_outputs(rows).values(), strict=True)):
+            theirs[index].write_output(place, tensor, array)
+    for index in range(AREAS):
+        rows = flow_rows(5, seed=index)
+        np.testing.assert_array_equal(theirs[index].place(layout.inputs[0], (3, 4)), rows[1:4])
+        got, want = mine[index].read_outputs(), flow_outputs(rows)
+        assert all(np.array_equal(got[name], want[name]) for name in want)
+
+
+def test_the_ring_cannot_be_resized_by_anyone() -> None:
+    descriptor, _ = create_ring(plan())
+    try:
+        assert fcntl.fcntl(descriptor, fcntl.F_GET_SEALS) & fcntl.F_SEAL_SHRINK
+        for size in (0, 1 << 30):
+            with pytest.raises(PermissionError):
+                os.ftruncate(descriptor, size)
+    finally:
+        os.close(descriptor)
+
+
+@pytest.mark.parametrize(
+    "claimed", [(9,), (-1,), (2**62,), (-(2**63),)], ids=["over the capacity", "negative", "huge", "least"]
+)
+def test_a_shape_the_worker_made_up_is_refused_before_the_data_is_read(claimed: tuple[int, ...]) -> None:
+    layout = plan(max_rows=8)
+    area = areas(layout)[0]
+    area.shapes[1, :1] = claimed
+    with pytest.raises(RingError, match="score"):
+        area.read_outputs()
+
+
+def test_a_fixed_axis_the_worker_changed_is_refused() -> None:
+    area = areas(plan())[0]
+    area.shapes[1:, 0] = 1
+    area.shapes[3, 1] = 3
+    with pytest.raises(RingError, match=r"'probabilities' has shape \[1, 3\], the model's is \[-1, 2\]"):
+        area.read_outputs()
+
+
+def test_the_workers_words_are_bounded_and_printable() -> None:
+    area = areas(plan())[0]
+    area.write_text("a\x1b[31m\n" + "ä" * 5000)
+    text = area.read_text()
+    assert text.startswith("a [31m ")
+    assert len(text.encode()) <= 1030
+    assert text.replace("�", "").isprintable()
+
+
+@pytest.mark.parametrize(
+    ("inputs", "match"),
+    [
+        ({}, r"inputs are \[\], the model's are \['features'\]"),
+        ({"other": flow_rows(1)}, r"inputs are \['other'\]"),
+        ({"features": flow_rows(1), "more": flow_rows(1)}, "more"),
+        ({"features": flow_rows(1).astype(np.float64)}, "is float64, the model's is float32"),
+        ({"features": flow_rows(3)[:, :3]}, r"has shape \[1, 3\], the model's is \[-1, 4\]"),
+        ({"features": flow_rows(3)[0]}, r"has shape \[1\], the model's is \[-1, 4\]"),
+        ({"features": np.float32(1.0)}, r"has shape \[\]"),
+    ],
+)
+def test_inputs_that_do_not_fit_are_refused_with_value_and_limit(inputs: dict[str, Any], match: str) -> None:
+    with pytest.raises(InvalidRequest, match=match):
+        plan().rows(inputs)
+
+
+def test_a_scalar_for_a_vector_of_rows_is_refused() -> None:
+    layout = Plan.of([TensorSpec("x", "float32", (-1,))], FLOW_OUTPUTS, max_rows=4, variable_bytes=64)
+    with pytest.raises(InvalidRequest, match=r"has shape \[\]"):
+        layout.rows({"x": np.array(1.0, np.float32)})
+
+
+def test_inputs_of_different_row_counts_are_refused() -> None:
+    layout = Plan.of(FILTER_INPUTS, FILTER_OUTPUTS, max_rows=8, variable_bytes=1024)
+    with pytest.raises(InvalidRequest, match="has 3 rows, another input has 2"):
+        layout.rows({"x": np.zeros((2, 2), np.float32), "keep": np.zeros(3, np.bool_)})
+
+
+def test_a_tensor_larger_than_its_place_is_refused() -> None:
+    layout = Plan.of(FILTER_INPUTS, FILTER_OUTPUTS, max_rows=8, variable_bytes=1024)
+    with pytest.raises(InvalidRequest, match="is 2048 bytes, limit 1024"):
+        layout.rows({"x": np.zeros((2, 256), np.float32), "keep": np.zeros(2, np.bool_)})
+
+
+def test_a_model_of_strings_and_a_ring_without_end_are_refused() -> None:
+    with pytest.raises(ModelRefused, match="strings"):
+        Plan.of([TensorSpec("text", "bytes", (-1,))], FLOW_OUTPUTS, max_rows=8, variable_bytes=64)
+    with pytest.raises(ModelRefused, match="limit 1073741824"):
+        Plan.of([TensorSpec("x", "float32", (-1, 100_000))], FLOW_OUTPUTS, max_rows=4096, variable_bytes=64)
