@@ -73,11 +73,14 @@ class FakeController:
         self.chunk_bytes = 1000
         self.cut_after_bytes: int | None = None
         self.corrupt_next: int | None = None  # flips the byte at this offset once
+        self.stall_after_bytes: int | None = None  # then says nothing more until the call is ended
+        self.stalled = asyncio.Event()
         self.bytes_sent = 0
         self.reads: list[int] = []  # offsets asked for
         self.committed: dict[tuple[int, int], values.TelemetryBatch] = {}
         self.reports = 0
         self.lose_acknowledgements = 0
+        self.refuse_batch: tuple[int, int] | None = None  # will never be taken while it holds windows
         self._streams: set[asyncio.Queue[values.DesiredState | None]] = set()
         self._changed = asyncio.Condition()
         self._server: grpc.aio.Server | None = None
@@ -261,6 +264,9 @@ class _Artifacts(artifacts_pb2_grpc.ArtifactsServicer):
         left = at.cut_after_bytes if at.cut_after_bytes is not None else len(data)
         for offset in range(request.offset, len(data), at.chunk_bytes):
             piece = data[offset : offset + at.chunk_bytes]
+            if at.stall_after_bytes is not None and offset >= at.stall_after_bytes:
+                at.stalled.set()
+                await asyncio.Event().wait()
             if len(piece) > left:
                 await context.abort(grpc.StatusCode.UNAVAILABLE, "cut")
             left -= len(piece)
@@ -277,6 +283,8 @@ class _Telemetry(telemetry_pb2_grpc.TelemetryServicer):
     ) -> telemetry_pb2.TelemetryAcknowledgement:
         batch = BATCH.from_wire(request)
         self._at.reports += 1
+        if self._at.refuse_batch == (batch.boot_epoch, batch.sequence) and batch.windows:
+            await _abort(context, "too-large", grpc.StatusCode.INVALID_ARGUMENT)
         self._at.committed.setdefault((batch.boot_epoch, batch.sequence), batch)
         await self._at.changed()
         if self._at.lose_acknowledgements:

@@ -10,6 +10,7 @@ and one fixed name is asked for, whatever address leads there.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Protocol
 
 import grpc
 from vedette.agent.domain.advice import EXIT_REFUSED, EXIT_UNREACHABLE, AdvisedError
@@ -34,6 +35,14 @@ OPTIONS: tuple[tuple[str, str | int], ...] = (
 )
 
 
+class BulkLink(Protocol):
+    """Where a connection for bulk comes from."""
+
+    async def bulk(self) -> grpc.aio.Channel:
+        """Wait until there is one and return it. It ends with its session; then ask again."""
+        ...
+
+
 class ControllerUnreachable(AdvisedError):
     """Nobody answers at the controller's address: wait and retry; the agent keeps serving."""
 
@@ -49,14 +58,18 @@ class ControllerCertificateWrong(AdvisedError):
 
 
 class ControllerRefused(AdvisedError):
-    """The controller knows better: it answered with an error of its own. ``reason`` is its code."""
+    """The controller answered with an error of its own.
+
+    ``reason`` is its code; ``is_final`` says that the same request will never be taken.
+    """
 
     code = "controller-refused"
     exit_code = EXIT_REFUSED
 
-    def __init__(self, what: str, why: str, remedy: str, reason: str = "") -> None:
+    def __init__(self, what: str, why: str, remedy: str, reason: str = "", *, is_final: bool = False) -> None:
         super().__init__(what, why, remedy)
         self.reason = reason
+        self.is_final = is_final
 
 
 _CERTIFICATE_TEXTS = ("certificate", "CERTIFICATE", "Hostname Verification", "Peer name", "WRONG_VERSION_NUMBER")
@@ -83,7 +96,11 @@ def call_error(error: grpc.RpcError, address: str) -> AdvisedError:
     if reason or status in _OWN_CODES:
         what, why, remedy = (*text.split("\n"), "", "")[:3]
         return ControllerRefused(
-            what or f"the controller at {address} refused", why or status.name, remedy or "see docs/errors.md", reason
+            what or f"the controller at {address} refused",
+            why or status.name,
+            remedy or "see docs/errors.md",
+            reason,
+            is_final=status in (grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.OUT_OF_RANGE),
         )
     if status is grpc.StatusCode.UNIMPLEMENTED:
         return ControllerCertificateWrong(

@@ -1,0 +1,255 @@
+"""What has still to be reported: durable, bounded in bytes, acknowledged batch by batch.
+
+Rules: a batch is named by (boot epoch, sequence) once and for ever, from 1 without holes within a boot epoch, so that
+the controller counts it exactly once however often it is sent. Over budget the oldest batch goes first and becomes a gap
+of the same name, so that the loss itself arrives; a batch that is being sent is left alone. It has a file of its own: a
+damaged one costs telemetry, never the agent's state. Used from the event loop's thread.
+"""
+
+from __future__ import annotations
+
+import logging
+import sqlite3
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from google.protobuf.message import DecodeError
+from vedette.agent.domain.errors import DiskFull, StateError
+from vedette.wire.convert import BATCH
+from vedette.wire.errors import WireError
+from vedette.wire.v1 import telemetry_pb2
+from vedette.wire.values import Gap, TelemetryBatch, Window
+
+logger = logging.getLogger(__name__)
+
+_SCHEMA = (
+    "CREATE TABLE IF NOT EXISTS batches (boot_epoch INTEGER NOT NULL, sequence INTEGER NOT NULL,"
+    " gap_from INTEGER, rows INTEGER NOT NULL, body BLOB NOT NULL, PRIMARY KEY (boot_epoch, sequence))"
+)
+_OLDEST = "SELECT boot_epoch, sequence, gap_from, rows, body FROM batches"
+_NEXT_TO_GO = (
+    "SELECT boot_epoch, sequence, gap_from, rows, '' FROM batches WHERE (boot_epoch, sequence) != (?, ?)"
+    " ORDER BY gap_from IS NOT NULL, boot_epoch, sequence LIMIT 1"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class _Stored:
+    boot_epoch: int
+    sequence: int
+    gap_from: int | None  # first sequence of the gap that this batch has become; None while it is whole
+    rows: int
+    body: bytes
+
+
+class Spool:
+    """The spool of one agent.
+
+    Args:
+        path: The database file; a damaged one is put aside and begun anew.
+        budget_bytes: Of all bodies together.
+        boot_epoch: Of this run; larger than any before.
+
+    Raises:
+        StateError, DiskFull: The file cannot be opened or made.
+    """
+
+    def __init__(self, path: Path, budget_bytes: int, boot_epoch: int) -> None:
+        self._path = path
+        self._budget_bytes = budget_bytes
+        self._boot_epoch = boot_epoch
+        self._sequence = 0
+        self._unstored: Gap | None = None
+        self._sending: tuple[int, int] | None = None
+        self.batches_dropped = 0
+        self.rows_dropped = 0
+        self.was_damaged = False
+        self._bytes = 0
+        self._connection = self._opened()
+        self._bytes = self._measured()
+
+    @property
+    def bytes_waiting(self) -> int:
+        """The size of all that waits."""
+        return self._bytes
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing waits."""
+        return self._bytes == 0
+
+    def append(self, windows: Sequence[Window]) -> None:
+        """Store windows as the next batch.
+
+        Raises:
+            DiskFull: There is no room; the batch is lost and told as a gap by the next one.
+            StateError: SQLite failed otherwise; the same holds.
+        """
+        self._sequence += 1
+        gaps = (self._unstored,) if self._unstored else ()
+        batch = TelemetryBatch(boot_epoch=self._boot_epoch, sequence=self._sequence, windows=tuple(windows), gaps=gaps)
+        rows = sum(window.rows for window in windows)
+        try:
+            with self._transaction() as connection:
+                self._put(connection, _Stored(self._boot_epoch, self._sequence, None, rows, _encoded(batch)))
+                self._trim(connection)
+        except (DiskFull, StateError):
+            self._lose(rows)
+            raise
+        self._unstored = None
+
+    def oldest(self) -> TelemetryBatch | None:
+        """Return the batch to send next and hold it until it is acknowledged or let go; None when nothing waits.
+
+        Raises:
+            StateError: The file failed.
+        """
+        with self._transaction() as connection:
+            row = connection.execute(f"{_OLDEST} ORDER BY boot_epoch, sequence LIMIT 1").fetchone()
+            if row is None:
+                return None
+            stored = _Stored(*row)
+            batch = _decoded(stored)
+            if batch is None:  # a flipped bit: tell it as a gap
+                stored = self._drop(connection, stored, "damaged on disk")
+                batch = BATCH.from_wire(telemetry_pb2.TelemetryBatch.FromString(stored.body))
+        self._sending = (stored.boot_epoch, stored.sequence)
+        return batch
+
+    def acknowledge(self, boot_epoch: int, sequence: int) -> None:
+        """Delete a batch that the controller has committed."""
+        with self._transaction() as connection:
+            self._remove(connection, boot_epoch, sequence)
+        self._sending = None
+
+    def refuse(self, boot_epoch: int, sequence: int, reason: str) -> None:
+        """Give up a batch that the controller will never take: it becomes a gap; a refused gap is deleted."""
+        query = f"{_OLDEST} WHERE boot_epoch = ? AND sequence = ?"
+        with self._transaction() as connection:
+            row = connection.execute(query, (boot_epoch, sequence)).fetchone()
+            if row is not None and _Stored(*row).gap_from is None:
+                self._drop(connection, _Stored(*row), reason)
+            elif row is not None:
+                self._remove(connection, boot_epoch, sequence)
+        self._sending = None
+
+    def close(self) -> None:
+        """Close the file."""
+        self._connection.close()
+
+    def _trim(self, connection: sqlite3.Connection) -> None:
+        """Turn the oldest whole batches into gaps until the budget holds; then the oldest gaps go."""
+        while self._bytes > self._budget_bytes:
+            row = connection.execute(_NEXT_TO_GO, self._sending or (0, 0)).fetchone()
+            if row is None:
+                return
+            stored = _Stored(*row)
+            if stored.gap_from is None:
+                self._drop(connection, stored, "spool full")
+            else:
+                self._remove(connection, stored.boot_epoch, stored.sequence)
+
+    def _drop(self, connection: sqlite3.Connection, stored: _Stored, reason: str) -> _Stored:
+        """Replace a batch by a gap of the same name, joined with the gap before it."""
+        self.batches_dropped += 1
+        self.rows_dropped += stored.rows
+        first, rows = stored.sequence, stored.rows
+        before = connection.execute(
+            "SELECT gap_from, rows FROM batches WHERE boot_epoch = ? AND sequence = ? AND gap_from IS NOT NULL",
+            (stored.boot_epoch, stored.sequence - 1),
+        ).fetchone()
+        if before is not None and self._sending != (stored.boot_epoch, stored.sequence - 1):
+            first, rows = before[0], rows + before[1]
+            self._remove(connection, stored.boot_epoch, stored.sequence - 1)
+        gap = Gap(first_sequence=first, last_sequence=stored.sequence, rows=rows, reason=reason)
+        batch = TelemetryBatch(boot_epoch=stored.boot_epoch, sequence=stored.sequence, gaps=(gap,))
+        made = _Stored(stored.boot_epoch, stored.sequence, first, rows, _encoded(batch))
+        self._remove(connection, stored.boot_epoch, stored.sequence)
+        self._put(connection, made)
+        return made
+
+    def _put(self, connection: sqlite3.Connection, stored: _Stored) -> None:
+        values = (stored.boot_epoch, stored.sequence, stored.gap_from, stored.rows, stored.body)
+        connection.execute("INSERT INTO batches VALUES (?, ?, ?, ?, ?)", values)
+        self._bytes += len(stored.body)
+
+    def _remove(self, connection: sqlite3.Connection, boot_epoch: int, sequence: int) -> None:
+        query = "DELETE FROM batches WHERE boot_epoch = ? AND sequence = ? RETURNING length(body)"
+        for (size,) in connection.execute(query, (boot_epoch, sequence)).fetchall():
+            self._bytes -= size
+
+    def _lose(self, rows: int) -> None:
+        first = self._unstored.first_sequence if self._unstored else self._sequence
+        rows += self._unstored.rows if self._unstored else 0
+        self._unstored = Gap(first_sequence=first, last_sequence=self._sequence, rows=rows, reason="disk failed")
+        self.batches_dropped += 1
+
+    def _opened(self) -> sqlite3.Connection:
+        try:
+            return _connect(self._path)
+        except StateError as exc:
+            logger.warning("%s; telemetry that waited in it is lost", exc)
+            self.was_damaged = True
+            for suffix in ("", "-wal", "-shm"):
+                self._path.with_name(self._path.name + suffix).unlink(missing_ok=True)
+            return _connect(self._path)
+
+    def _measured(self) -> int:
+        with self._transaction() as connection:
+            return int(connection.execute("SELECT coalesce(sum(length(body)), 0) FROM batches").fetchone()[0])
+
+    @contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        before = self._bytes
+        try:
+            self._connection.execute("BEGIN IMMEDIATE")
+            try:
+                yield self._connection
+                self._connection.execute("COMMIT")
+            except BaseException:
+                self._bytes = before
+                if self._connection.in_transaction:  # SQLite rolls back by itself on a full disk
+                    self._connection.execute("ROLLBACK")
+                raise
+        except sqlite3.Error as exc:
+            raise _translated(exc, self._path) from exc
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    try:
+        path.touch(mode=0o600, exist_ok=True)
+        connection = sqlite3.connect(path, timeout=5.0, isolation_level=None)
+        try:
+            connection.execute("PRAGMA journal_mode = WAL")
+            # FULL: an acknowledged batch must stay deleted and a numbered one must stay stored across a power cut.
+            connection.execute("PRAGMA synchronous = FULL")
+            connection.execute(_SCHEMA)
+            connection.execute(_OLDEST).fetchone()
+        except sqlite3.Error:
+            connection.close()
+            raise
+    except sqlite3.Error as exc:
+        raise _translated(exc, path) from exc
+    except OSError as exc:
+        raise StateError(f"the spool {path} cannot be opened: {exc}") from exc
+    return connection
+
+
+def _translated(exc: sqlite3.Error, path: Path) -> DiskFull | StateError:
+    if getattr(exc, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL:
+        return DiskFull(f"no room for telemetry in {path}: {exc}")
+    return StateError(f"the spool {path} failed: {getattr(exc, 'sqlite_errorname', '')}: {exc}")
+
+
+def _encoded(batch: TelemetryBatch) -> bytes:
+    return BATCH.to_wire(batch).SerializeToString()
+
+
+def _decoded(stored: _Stored) -> TelemetryBatch | None:
+    try:
+        batch = BATCH.from_wire(telemetry_pb2.TelemetryBatch.FromString(stored.body))
+    except (DecodeError, WireError):
+        return None
+    return batch if (batch.boot_epoch, batch.sequence) == (stored.boot_epoch, stored.sequence) else None
