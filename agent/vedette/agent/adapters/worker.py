@@ -158,7 +158,7 @@ class Worker:
         self._stderr = -1
         self._doorbell: socket.socket
         self._process: subprocess.Popen[bytes]
-        self.on_lost: Callable[[str], None] = lambda cause: None
+        self.on_lost: Callable[[InferenceError], None] = lambda error: None
 
     @classmethod
     async def start(
@@ -368,7 +368,7 @@ class Worker:
         for index, batch in enumerate(self._drop_flying()):
             if not batch.answer.done():
                 batch.answer.set_exception(error(cause) if index == 0 else Unsent(cause))
-        self.on_lost(cause)
+        self.on_lost(error(cause))
 
     def _shut(self, cause: str) -> None:
         """Stop taking and reading; the process gets SIGKILL, whatever it is doing."""
@@ -529,17 +529,17 @@ class Runner:
         if worker.alive:
             self._changed.set()
         else:
-            self._lost("the worker died")  # between its start and now
+            self._lost(WorkerCrashed("the worker died"))  # between its start and now
 
-    def _lost(self, cause: str) -> None:
+    def _lost(self, error: InferenceError) -> None:
         self._dying, self._worker = self._worker, None
         self._changed.clear()
-        self._replacing = asyncio.get_running_loop().create_task(self._replace(cause))
+        self._replacing = asyncio.get_running_loop().create_task(self._replace(error))
 
-    async def _replace(self, cause: str) -> None:
+    async def _replace(self, error: InferenceError) -> None:
         # The dead must be gone before the next is born: both together would not fit the budget.
         how = await self._dying.stop() if self._dying else ""
-        self.on_strike(Strike(WorkerCrashed(f"{cause}: {how}")))
+        self.on_strike(Strike(type(error)(f"{error}: {how}")))
         attempt = 0
         while not self._retired:
             await asyncio.sleep(_RESTART_WAITS_S[min(attempt, len(_RESTART_WAITS_S) - 1)])

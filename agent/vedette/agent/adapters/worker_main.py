@@ -13,6 +13,7 @@ from __future__ import annotations
 import ctypes
 import faulthandler
 import json
+import math
 import mmap
 import os
 import resource
@@ -91,22 +92,22 @@ def _live_within(setup: Mapping[str, Any]) -> None:
 class Watchdog(threading.Thread):
     """Stops a run at its deadline through ``RunOptions.terminate``.
 
-    It sleeps without a time-out while nothing runs and is not woken for each run: it looks at the run in progress only
-    when an earlier deadline has passed, so that a fast model pays one lock a run and no thread switch.
+    It sleeps without a time-out while nothing runs and is not woken for each run: only for the first, and for one whose
+    deadline comes before the instant it sleeps to. Thus a fast model pays one lock a run and no thread switch.
     """
 
     def __init__(self) -> None:
         super().__init__(daemon=True, name="watchdog")
         self._changed = threading.Condition()
         self._run: tuple[Any, float] | None = None
-        self._idle = True
+        self._sleeps_to = math.inf
 
     def begin(self, options: Any, deadline_s: float) -> None:
         """Watch a run from now on."""
         with self._changed:
-            self._run = (options, time.monotonic() + deadline_s)
-            if self._idle:
-                self._idle = False
+            at = time.monotonic() + deadline_s
+            self._run = (options, at)
+            if at < self._sleeps_to:
                 self._changed.notify()
 
     def end(self) -> bool:
@@ -119,16 +120,14 @@ class Watchdog(threading.Thread):
         """Wait for deadlines."""
         with self._changed:
             while True:
-                if self._run is None:
-                    self._idle = True
-                    self._changed.wait()
-                    continue
-                options, at = self._run
-                left = at - time.monotonic()
-                if left <= 0:
-                    options.terminate = True
-                    left = 1.0  # look again: the kernel in progress ends first
-                self._changed.wait(left)
+                self._sleeps_to = math.inf
+                if self._run is not None:
+                    options, at = self._run
+                    if at <= time.monotonic():
+                        options.terminate = True  # no more can be done here: the agent kills a worker that goes on
+                    else:
+                        self._sleeps_to = at
+                self._changed.wait(None if self._sleeps_to == math.inf else self._sleeps_to - time.monotonic())
 
 
 class Model:
