@@ -1,0 +1,660 @@
+"""The models of this appliance: which build answers in each slot, and how the next one takes its place.
+
+Rules: a request is answered wholly by one build. A candidate is fetched, verified, loaded, tested and warmed beside the
+active build; then the switch is stored, then one pointer moves, then the old worker answers what it was asked for and
+ends. Nothing here waits for a controller; ``start`` brings up what ran last. A build that dies or hangs too often is
+quarantined by its digest, in the same transaction that makes the previous one active. When the disk is full the
+appliance still falls back in memory, and stores that as soon as it can: serving goes before book-keeping.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.metadata
+import logging
+import os
+import time
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from enum import StrEnum
+from pathlib import Path
+
+import numpy as np
+from vedette.agent.adapters.blobs import Blobs
+from vedette.agent.adapters.ring import Array, Plan
+from vedette.agent.adapters.state import State
+from vedette.agent.adapters.worker import Retired, Runner, Strike, Worker, WorkerSettings
+from vedette.agent.domain.clock import Clock
+from vedette.agent.domain.errors import (
+    AgentError,
+    BlobCorrupt,
+    DiskFull,
+    InferenceError,
+    InstallCode,
+    InstallFailed,
+    InvalidRequest,
+    ModelFailed,
+    ModelRefused,
+    NoActiveModel,
+    OutOfMemory,
+    SpawnFailed,
+    StateError,
+    WorkerCrashed,
+    WorkerTimeout,
+)
+from vedette.agent.domain.fitness import misfit
+from vedette.agent.domain.slots import (
+    Event,
+    Facts,
+    SlotRecord,
+    Step,
+    advance,
+    build_ref,
+    is_bad,
+    next_step,
+    roll_back,
+)
+from vedette.models.assignment import SlotAssignment
+from vedette.models.errors import ModelsError
+from vedette.models.golden import Golden, mismatch
+from vedette.models.profile import LATENCY_EDGES_MS, latency_bin, latency_percentile
+from vedette.models.release import Blob, Release
+from vedette.wire.values import BuildRef, SlotStatus
+
+logger = logging.getLogger(__name__)
+
+Fetch = Callable[[Blob], Awaitable[Path]]
+"""Brings a blob into the folder of :class:`Blobs`. Raises DiskFull, BlobCorrupt or another AgentError."""
+
+_HOST_WAITS_S = (1.0, 5.0, 30.0)
+_CODES: tuple[tuple[type[Exception], InstallCode], ...] = (
+    (DiskFull, InstallCode.DISK_FULL),
+    (StateError, InstallCode.STATE_FAILED),
+    (BlobCorrupt, InstallCode.DIGEST_MISMATCH),
+    (SpawnFailed, InstallCode.HOST_FAILED),
+    (ModelRefused, InstallCode.MODEL_REFUSED),
+    (InvalidRequest, InstallCode.MODEL_REFUSED),  # golden samples that do not fit the release's own tensors
+    (ModelsError, InstallCode.MODEL_REFUSED),  # golden samples that are none
+    (OutOfMemory, InstallCode.OUT_OF_MEMORY),
+    (WorkerTimeout, InstallCode.WORKER_TIMEOUT),
+    (WorkerCrashed, InstallCode.WORKER_CRASHED),
+    (ModelFailed, InstallCode.SELF_TEST_FAILED),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class ServingSettings:
+    """How models are served."""
+
+    worker: WorkerSettings = field(default_factory=WorkerSettings)
+    strikes: int = 3  # deaths, hangs or breaches of the budget …
+    strike_window_s: float = 300.0  # … within which a build is quarantined
+    drain_s: float = 30.0  # for requests of a build that was replaced
+    settle_s: float = 30.0  # a request waits so long for a fallen build's successor
+    reserve_bytes: int = 16 * 1024 * 1024  # of disk left free by downloads, for the state
+
+
+class EventKind(StrEnum):
+    """What happened in a slot."""
+
+    PROGRESS = "progress"
+    INSTALLED = "installed"
+    FAILED = "failed"
+    RESTARTED = "restarted"  # a worker died and is being replaced
+    FELL_BACK = "fell-back"
+
+
+@dataclass(frozen=True, slots=True)
+class ServingEvent:
+    """Something a status should tell of."""
+
+    kind: EventKind
+    slot: str
+    build: BuildRef | None
+    code: str = ""
+    text: str = ""
+
+
+@dataclass(slots=True)
+class ModelStats:
+    """What a build did since it became active in this process."""
+
+    rows: int = 0
+    requests: int = 0
+    errors: int = 0
+    latency_counts: Array = field(default_factory=lambda: np.zeros(len(LATENCY_EDGES_MS) + 1, np.int64))
+
+    def add(self, rows: int, latency_ms: float) -> None:
+        """Count an answer; each of its rows waited for all of it."""
+        self.rows += rows
+        self.requests += 1
+        self.latency_counts[latency_bin(latency_ms)] += rows
+
+
+class ActiveModel:
+    """A build that answers."""
+
+    def __init__(self, build: SlotAssignment, release: Release, runner: Runner) -> None:
+        self.build = build
+        self.release = release
+        self.runner = runner
+        self.stats = ModelStats()
+
+    @property
+    def build_digest(self) -> str:
+        """The build's digest."""
+        return self.build.build
+
+    @property
+    def ref(self) -> BuildRef:
+        """How a status names it."""
+        return BuildRef(model=self.build.model, version=self.build.version, build=self.build.build)
+
+    @property
+    def restarts(self) -> int:
+        """How often its worker was replaced."""
+        return self.runner.restarts
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """Outputs and the one build that gave them."""
+
+    outputs: dict[str, Array]
+    release: Release
+    build_digest: str
+    latency_ms: float
+
+
+class _Slot:
+    def __init__(self, record: SlotRecord) -> None:
+        self.record = record
+        self.model: ActiveModel | None = None
+        self.loaded: ActiveModel | None = None  # the tested candidate
+        self.lock = asyncio.Lock()  # of installations
+        self.settling: asyncio.Task[None] | None = None  # a fallback, or a bring-up that the host did not allow yet
+        self.strikes: list[float] = []
+
+
+class Serving:
+    """Every slot of this appliance. One event loop, one thread.
+
+    Args:
+        state: Where slots are stored.
+        blobs_dir: The content-addressed files; see :class:`Blobs`.
+        settings: How to serve.
+        clock: Judges strikes and dates quarantines.
+        on_event: Called on the loop when a status should be sent; must not raise. May be set later.
+
+    Raises:
+        DiskFull, StateError: The folders cannot be made or the state not read.
+    """
+
+    def __init__(
+        self,
+        state: State,
+        blobs_dir: Path,
+        settings: ServingSettings,
+        clock: Clock,
+        on_event: Callable[[ServingEvent], None] = lambda event: None,
+    ) -> None:
+        self._state = state
+        self.blobs = Blobs(blobs_dir)
+        self._settings = settings
+        self._clock = clock
+        self.on_event = on_event
+        self._workdir = blobs_dir / "empty"
+        self._slots = {name: _Slot(record) for name, record in state.slots.items()}
+        self._quarantine = {build: found.reason for build, found in state.quarantine.items()}
+        self._unstored: list[tuple[SlotRecord, str, str, datetime]] = []
+        self._releases: dict[str, Release] = {}
+        self._stopping = False
+
+    async def start(self) -> None:
+        """Bring up the last good build of every slot from this disk alone. Never raises for a bad model."""
+        for slot in self._slots.values():
+            if not await self._bring_up(slot):
+                slot.settling = asyncio.create_task(self._settle(slot))
+        self.collect_garbage()
+
+    async def stop(self) -> None:
+        """Answer what was asked for and end every worker. Cancel installations first; they go on after a restart."""
+        self._stopping = True
+        await asyncio.gather(*(self._stop_slot(slot) for slot in self._slots.values()))
+
+    async def _stop_slot(self, slot: _Slot) -> None:
+        if slot.settling is not None:
+            slot.settling.cancel()
+            await asyncio.gather(slot.settling, return_exceptions=True)
+        models = [model for model in (slot.model, slot.loaded) if model is not None]
+        slot.model = slot.loaded = None
+        await asyncio.gather(*(model.runner.retire(self._settings.drain_s) for model in models))
+
+    def active(self, slot: str) -> ActiveModel | None:
+        """Return the build that answers in a slot now."""
+        found = self._slots.get(slot)
+        return found.model if found else None
+
+    @property
+    def actives(self) -> dict[str, ActiveModel]:
+        """Every slot that answers now, by name."""
+        return {name: slot.model for name, slot in self._slots.items() if slot.model is not None}
+
+    @property
+    def worker_pids(self) -> tuple[int, ...]:
+        """The worker processes, for accounts of memory and CPU."""
+        models = [model for slot in self._slots.values() for model in (slot.model, slot.loaded) if model]
+        return tuple(model.runner.pid for model in models if model.runner.pid is not None)
+
+    @property
+    def quarantine(self) -> Mapping[str, str]:
+        """Builds that this appliance will not try again, with the reason."""
+        return self._quarantine
+
+    def reference(self, slot: str) -> bytes | None:
+        """Return the reference profile of a slot's active release; None without one, or when its file is damaged."""
+        model = self.active(slot)
+        if model is None or model.release.reference is None:
+            return None
+        try:
+            return self.blobs.read(model.release.reference)
+        except BlobCorrupt as exc:
+            logger.warning("no reference profile for slot %s: %s", slot, exc)
+            return None
+
+    # Answering
+
+    async def infer(self, slot: str, inputs: Mapping[str, Array]) -> Answer:
+        """Answer a request by the slot's active build, wholly by one.
+
+        Raises:
+            NoActiveModel: The slot serves nothing.
+            InvalidRequest: The inputs do not fit.
+            Overloaded: Too many requests wait.
+            ModelFailed, OutOfMemory, WorkerTimeout, WorkerCrashed: This request got no answer; others do.
+        """
+        started = time.perf_counter()
+        while True:
+            model = self.active(slot) or await self._successor(slot)
+            try:
+                outputs = await model.runner.infer(inputs)
+            except Retired as exc:
+                if self.active(slot) is model:
+                    raise NoActiveModel(f"slot {slot!r} is being stopped") from exc
+                continue
+            except InvalidRequest:
+                raise
+            except InferenceError:
+                model.stats.errors += 1
+                raise
+            latency_ms = (time.perf_counter() - started) * 1e3
+            model.stats.add(_rows(inputs), latency_ms)
+            return Answer(outputs, model.release, model.build_digest, latency_ms)
+
+    async def _successor(self, slot: str) -> ActiveModel:
+        """Wait for the build that takes a fallen one's place."""
+        found = self._slots.get(slot)
+        if found is not None and found.settling is not None and not self._stopping:
+            await asyncio.wait({found.settling}, timeout=self._settings.settle_s)
+        model = self.active(slot)
+        if model is None:
+            reason = found.record.reason if found else ""
+            raise NoActiveModel(f"slot {slot!r} has no active model" + (f": {reason}" if reason else ""))
+        return model
+
+    # Installing
+
+    async def install(self, target: SlotAssignment, release: Release, fetch: Fetch) -> None:
+        """Make a build of a (verified) release the active one of a slot; return at once when it is already.
+
+        May be called again after any failure, cancellation or restart: it goes on where it was.
+
+        Raises:
+            InstallFailed: It did not become active; what served before serves on.
+        """
+        slot = self._slots.setdefault(target.slot, _Slot(SlotRecord(target.slot)))
+        async with slot.lock:
+            try:
+                while (step := self._next(slot, target)) is not Step.NOTHING:
+                    await self._take(step, slot, target, release, fetch)
+            except InstallFailed as exc:
+                logger.warning("%s:%d was not installed: %s", target.model, target.version, exc)
+                self._emit(EventKind.FAILED, slot, target, exc.code, exc.reason)
+                raise
+            finally:
+                loaded, slot.loaded = slot.loaded, None
+                if loaded is not None:
+                    await loaded.runner.abandon()
+
+    def _next(self, slot: _Slot, target: SlotAssignment) -> Step:
+        facts = Facts(quarantined=target.build in self._quarantine, loaded=slot.loaded is not None)
+        return next_step(slot.record, target, facts)
+
+    async def _take(self, step: Step, slot: _Slot, target: SlotAssignment, release: Release, fetch: Fetch) -> None:
+        match step:
+            case Step.BEGIN:
+                self._store(slot, advance(slot.record, Event.WANTED, target=target), release.to_bytes())
+            case Step.DROP:
+                self._store(slot, advance(slot.record, Event.DROPPED))
+            case Step.FETCH:
+                await self._fetch(slot, target, release, fetch)
+            case Step.LOAD:
+                await self._load_candidate(slot, target, release)
+            case Step.SWITCH:
+                await self._switch(slot)
+            case Step.GIVE_UP:
+                why = f"{slot.record.saves} tries did not end; the agent was killed or restarted during each"
+                raise self._failed(slot, InstallFailed(InstallCode.GAVE_UP, why))
+            case _:
+                raise InstallFailed(InstallCode.QUARANTINED, self._quarantine[target.build])
+        self._emit(EventKind.PROGRESS, slot, target)
+
+    async def _fetch(self, slot: _Slot, target: SlotAssignment, release: Release, fetch: Fetch) -> None:
+        reason = misfit(release, release.build(target.build), _runtimes(release))
+        if release.digest != target.release:
+            reason = f"the release given is {release.digest}, the assignment names {target.release}"
+        if reason is not None:
+            raise self._failed(slot, InstallFailed(InstallCode.MODEL_REFUSED, reason))
+        for blob in _needed(release, target):
+            try:
+                await self._fetch_blob(blob, fetch)
+            except InstallFailed as exc:
+                if exc.code is InstallCode.DIGEST_MISMATCH:
+                    raise self._failed(slot, exc) from exc
+                # The candidate stays, and with it the part of the file that is there: the next try goes on from it.
+                slot.record = replace(slot.record, reason=str(exc))
+                raise
+        self._store(slot, advance(slot.record, Event.FETCHED))
+
+    async def _fetch_blob(self, blob: Blob, fetch: Fetch) -> None:
+        if await asyncio.to_thread(self.blobs.is_whole, blob):
+            return
+        self._check_room(blob)
+        try:
+            await fetch(blob)
+        except (DiskFull, StateError, BlobCorrupt) as exc:
+            raise InstallFailed(_code(exc), str(exc)) from exc
+        except AgentError as exc:
+            raise InstallFailed(InstallCode.DOWNLOAD_FAILED, str(exc)) from exc
+        if not await asyncio.to_thread(self.blobs.is_whole, blob):
+            raise InstallFailed(InstallCode.DIGEST_MISMATCH, f"what was downloaded has not the digest {blob.digest}")
+
+    def _check_room(self, blob: Blob) -> None:
+        folder = self.blobs.path(blob.digest).parent
+        disk, reserve = os.statvfs(folder), self._settings.reserve_bytes
+        free, wanted = disk.f_bavail * disk.f_frsize, blob.size - self.blobs.bytes_done(blob)
+        if free < wanted + reserve:
+            text = f"{folder} has {free} bytes free; {wanted} are to come and {reserve} stay reserved"
+            raise InstallFailed(InstallCode.DISK_FULL, text)
+
+    async def _load_candidate(self, slot: _Slot, target: SlotAssignment, release: Release) -> None:
+        self._store(slot, advance(slot.record, Event.LOADING))
+        try:
+            model = await self._load(slot, target, release)
+        except InstallFailed as exc:
+            raise self._failed(slot, exc) from exc
+        slot.loaded = model
+        self._store(slot, advance(slot.record, Event.PASSED))
+
+    async def _switch(self, slot: _Slot) -> None:
+        self._store(slot, advance(slot.record, Event.SWITCHED))
+        old, slot.model, slot.loaded = slot.model, slot.loaded, None
+        slot.strikes.clear()
+        self._emit(EventKind.INSTALLED, slot, slot.record.active)
+        if old is not None:
+            await asyncio.shield(old.runner.retire(self._settings.drain_s))
+        self.collect_garbage()
+
+    def _store(self, slot: _Slot, record: SlotRecord, release: bytes | None = None) -> None:
+        try:
+            self._store_leftovers()
+            self._state.save_slot(record, release)
+        except (DiskFull, StateError) as exc:
+            raise InstallFailed(_code(exc), str(exc)) from exc
+        slot.record = record
+
+    def _failed(self, slot: _Slot, failed: InstallFailed) -> InstallFailed:
+        """Store that the candidate failed, and that its build is bad when the failure says so."""
+        candidate = slot.record.candidate
+        record = advance(slot.record, Event.FAILED, reason=str(failed))
+        self._store_anyway(slot, record, candidate if failed.code.blames_build else None, str(failed))
+        return failed
+
+    def _store_anyway(self, slot: _Slot, record: SlotRecord, bad: SlotAssignment | None, reason: str) -> None:
+        """Store a record whatever the disk says: what could not be stored holds in memory and is stored later."""
+        slot.record = record
+        since = self._clock.now()
+        if bad is not None:
+            self._quarantine[bad.build] = reason
+        self._unstored.append((record, bad.build if bad else "", reason, since))
+        try:
+            self._store_leftovers()
+        except (DiskFull, StateError) as exc:
+            logger.warning("%s; slot %s goes on unstored", exc, record.slot)
+
+    def _store_leftovers(self) -> None:
+        while self._unstored:
+            record, build, reason, since = self._unstored[0]
+            if build:
+                self._state.save_slot_and_quarantine(record, build, reason, since)
+            else:
+                self._state.save_slot(record)
+            del self._unstored[0]
+
+    # Loading
+
+    async def _load(self, slot: _Slot, build: SlotAssignment, release: Release, *, golden: bool = True) -> ActiveModel:
+        """Return a build loaded, tested and warmed.
+
+        Raises:
+            InstallFailed: It is no good, or the host cannot.
+        """
+        runner: Runner | None = None
+        try:
+            runner = await self._run(build, release)
+            if golden:
+                await self._self_test(runner, build, release)
+        except BaseException as exc:
+            if runner is not None:
+                await runner.abandon()
+            if isinstance(exc, AgentError | ModelsError) and not isinstance(exc, InstallFailed):
+                raise InstallFailed(_code(exc), str(exc)) from exc
+            raise
+        model = ActiveModel(build, release, runner)
+        runner.on_strike = lambda strike: self._struck(slot, model, strike)
+        return model
+
+    async def _run(self, build: SlotAssignment, release: Release) -> Runner:
+        wanted = release.build(build.build)
+        reason = misfit(release, wanted, _runtimes(release))
+        if wanted is None or reason is not None:
+            raise ModelRefused(reason)
+        settings = self._settings.worker
+        plan = Plan.of(
+            release.inputs, release.outputs, max_rows=settings.max_rows, variable_bytes=settings.variable_bytes
+        )
+
+        async def spawn() -> Worker:
+            model = await asyncio.to_thread(self.blobs.sealed, wanted.blob)
+            try:
+                return await Worker.start(model, plan, settings, workdir=self._workdir)
+            finally:
+                os.close(model)
+
+        runner = Runner(plan, settings, spawn)
+        try:
+            await runner.start()
+        except WorkerCrashed as exc:
+            # One death may be the host's doing, of its OOM killer for one; two are the model's.
+            logger.info("%s; trying once more", exc)
+            await runner.start()
+        return runner
+
+    async def _self_test(self, runner: Runner, build: SlotAssignment, release: Release) -> None:
+        """Run the golden samples, which also warms the worker for one row and for many."""
+        golden = Golden.from_bytes(await asyncio.to_thread(self.blobs.read, release.golden))
+        wanted = release.build(build.build)
+        deadline_s = self._settings.worker.test_deadline_s
+        got = await runner.infer(golden.inputs, deadline_s=deadline_s)
+        found = mismatch(golden.outputs, got, wanted.tolerance) if wanted else "no such build"
+        if found is not None:
+            raise InstallFailed(InstallCode.SELF_TEST_FAILED, found)
+        if all(spec.shape[:1] == (-1,) for spec in release.inputs):
+            await runner.infer({name: array[:1] for name, array in golden.inputs.items()}, deadline_s=deadline_s)
+
+    async def _bring_up(self, slot: _Slot) -> bool:
+        """Make the stored active build answer, or the one before it; return False when the host did not allow it."""
+        while (build := slot.record.active) is not None:
+            try:
+                release = self._release(build.release)
+                golden = await asyncio.to_thread(self.blobs.is_whole, release.golden)
+                if not golden:
+                    logger.warning("golden samples of %s are damaged: starting it without its self-test", release.name)
+                model = await self._load(slot, build, release, golden=golden)
+            except InstallFailed as exc:
+                if exc.code is InstallCode.HOST_FAILED:
+                    logger.warning("slot %s cannot start: %s", build.slot, exc)
+                    return False
+                if slot.record.active == build:
+                    self._fall(slot, build, exc.code, exc.reason)
+                continue
+            if slot.record.active == build and slot.model is None and not self._stopping:
+                slot.model = model
+            else:  # a newer build was switched to meanwhile
+                await model.runner.abandon()
+            return True
+        return True
+
+    async def _settle(self, slot: _Slot) -> None:
+        """Bring a slot up, as often as the host makes necessary."""
+        try:
+            attempt = 0
+            while not await self._bring_up(slot):
+                await self._clock.sleep(_HOST_WAITS_S[min(attempt, len(_HOST_WAITS_S) - 1)])
+                attempt += 1
+        finally:
+            slot.settling = None
+        self._emit(EventKind.PROGRESS, slot, slot.record.active)
+
+    # Falling back
+
+    def _struck(self, slot: _Slot, model: ActiveModel, strike: Strike) -> None:
+        if slot.model is not model or self._stopping:
+            return
+        logger.warning("%s:%d: %s", model.build.model, model.build.version, strike.error)
+        code = _code(strike.error)
+        self._emit(EventKind.RESTARTED, slot, model.build, code, str(strike.error))
+        now = self._clock.monotonic()
+        slot.strikes = [at for at in slot.strikes if now - at <= self._settings.strike_window_s] + [now]
+        bad = is_bad(slot.strikes, now, most=self._settings.strikes, window_s=self._settings.strike_window_s)
+        if strike.conclusive or bad:
+            text = f"{strike.error} ({len(slot.strikes)} failures in {self._settings.strike_window_s:g} s)"
+            slot.model = None
+            slot.strikes.clear()
+            self._fall(slot, model.build, code, text)
+            slot.settling = asyncio.create_task(self._replace(slot, model))
+
+    async def _replace(self, slot: _Slot, fallen: ActiveModel) -> None:
+        await fallen.runner.abandon()
+        await self._settle(slot)
+
+    def _fall(self, slot: _Slot, build: SlotAssignment, code: InstallCode, text: str) -> None:
+        """Store that the active build is not to run any more and that the previous one is active."""
+        reason = f"{code}: {text}"
+        logger.error("%s:%d falls: %s", build.model, build.version, reason)
+        self._store_anyway(slot, roll_back(slot.record, reason), build if code.blames_build else None, reason)
+        self._emit(EventKind.FELL_BACK, slot, build, code, text)
+
+    def _release(self, digest: str) -> Release:
+        """Return a stored release.
+
+        Raises:
+            InstallFailed: It is not there or not readable.
+        """
+        found = self._releases.get(digest)
+        if found is not None:
+            return found
+        try:
+            body = self._state.release(digest)
+            release = Release.from_bytes(body) if body is not None else None
+        except (StateError, DiskFull, ModelsError) as exc:
+            raise InstallFailed(InstallCode.STATE_FAILED, str(exc)) from exc
+        if release is None or release.digest != digest:
+            raise InstallFailed(InstallCode.STATE_FAILED, f"release {digest} is not in the state")
+        self._releases = {**self._releases, digest: release}
+        return release
+
+    # Housekeeping
+
+    def collect_garbage(self) -> int:
+        """Remove files that no slot's active, previous or candidate build needs; return the bytes freed."""
+        builds = [build for slot in self._slots.values() for build in slot.record.named]
+        try:
+            keep = {blob.digest for build in builds for blob in _needed(self._release(build.release), build)}
+        except InstallFailed as exc:
+            logger.warning("files are kept: %s", exc)
+            return 0
+        self._releases = {digest: self._releases[digest] for digest in {build.release for build in builds}}
+        return self.blobs.collect(keep)
+
+    def statuses(self) -> tuple[SlotStatus, ...]:
+        """Return how every slot stands."""
+        return tuple(self._status(slot) for slot in self._slots.values())
+
+    def _status(self, slot: _Slot) -> SlotStatus:
+        record, model = slot.record, slot.model
+        done, total = self._progress(record.candidate)
+        counts = model.stats.latency_counts if model else ()
+        return SlotStatus(
+            slot=record.slot,
+            state=record.stage,
+            active=build_ref(record.active),
+            previous=build_ref(record.previous),
+            candidate=build_ref(record.candidate),
+            candidate_bytes_done=done,
+            candidate_bytes_total=total,
+            reason=record.reason,
+            quarantined=tuple(sorted(self._quarantine))[:256],
+            worker_restarts=model.restarts if model else 0,
+            rows=model.stats.rows if model else 0,
+            latency_p50_ms=latency_percentile(counts, 0.5) if model else 0.0,
+            latency_p99_ms=latency_percentile(counts, 0.99) if model else 0.0,
+        )
+
+    def _progress(self, candidate: SlotAssignment | None) -> tuple[int, int]:
+        if candidate is None:
+            return 0, 0
+        try:
+            blobs = list(_needed(self._release(candidate.release), candidate))
+        except InstallFailed:
+            return 0, 0
+        return sum(self.blobs.bytes_done(blob) for blob in blobs), sum(blob.size for blob in blobs)
+
+    def _emit(self, kind: EventKind, slot: _Slot, build: SlotAssignment | None, code: str = "", text: str = "") -> None:
+        self.on_event(ServingEvent(kind, slot.record.slot, build_ref(build), code, text))
+
+
+def _code(exc: Exception) -> InstallCode:
+    return next((code for kind, code in _CODES if isinstance(exc, kind)), InstallCode.HOST_FAILED)
+
+
+def _needed(release: Release, build: SlotAssignment) -> Iterable[Blob]:
+    """Return the files that serving a build needs."""
+    found = release.build(build.build)
+    return [blob for blob in (found.blob if found else None, release.golden, release.reference) if blob is not None]
+
+
+def _runtimes(release: Release) -> dict[str, str]:
+    """Return the installed versions of the runtimes that a release's builds ask for, without importing them."""
+    versions = {}
+    for name in {name for build in release.builds for name in build.requires}:
+        with suppress(importlib.metadata.PackageNotFoundError, ValueError):
+            versions[name] = importlib.metadata.version(name)
+    return versions
+
+
+def _rows(inputs: Mapping[str, Array]) -> int:
+    first = next(iter(inputs.values()))
+    return len(first) if first.ndim else 1
