@@ -29,16 +29,25 @@ _COPY_BYTES = 1024 * 1024
 
 
 class BlobStore:
-    """Blobs under one folder; leftovers of writes that never ended are removed when it is opened.
+    """Blobs under one folder.
+
+    Args:
+        root: The folder.
+        is_owner: Whether leftovers of writes that never ended are removed: by the process that holds the data
+            directory's lock, never by one that only looks.
 
     Raises:
         StoreFailed: The folder cannot be made or read.
     """
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, *, is_owner: bool = True) -> None:
         self._root = root
         self._incoming = root / "incoming"
-        with _translated(root):
+        if is_owner:
+            self._sweep()
+
+    def _sweep(self) -> None:
+        with _translated(self._root):
             self._incoming.mkdir(mode=0o700, parents=True, exist_ok=True)
             for leftover in self._incoming.iterdir():
                 leftover.unlink()

@@ -15,7 +15,7 @@ from typing import Protocol
 from vedette.controller.domain.agents import AgentRecord
 from vedette.models.assignment import ASSIGNMENT_TYPE, Assignment, AtDeadline, SlotAssignment
 from vedette.models.signing import SigningKey, seal
-from vedette.wire.values import GenerationResult, Outcome, Status
+from vedette.wire.values import Facts, GenerationResult, Outcome, Status
 
 ASSIGNMENT_LIFE = timedelta(days=90)
 """How long a new assignment may be accepted; what runs is not stopped by it."""
@@ -101,6 +101,28 @@ class Issued:
     envelope: bytes
     not_after: datetime
     slots: tuple[SlotAssignment, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Heard:
+    """What an agent said last, as it is stored."""
+
+    agent_id: str
+    seen: datetime
+    address: str
+    facts: Facts
+    status: Status
+    reported_sequence: int
+
+
+@dataclass(frozen=True, slots=True)
+class StoredAgent:
+    """An agent as it is stored; ``newest`` is the assignment issued last."""
+
+    record: AgentRecord
+    slots: Mapping[str, SlotAssignment]
+    newest: Issued | None
+    reported_sequence: int
 
 
 def issue(

@@ -62,6 +62,10 @@ class TooMany(ControllerError):
     """The caller asks too often; waiting helps."""
 
 
+class Unavailable(ControllerError):
+    """Nothing is wrong with the request; the caller should come back in a moment."""
+
+
 class DiskFull(ControllerError):
     """The operator must free space; the caller may repeat the same request later."""
 

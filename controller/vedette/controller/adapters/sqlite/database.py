@@ -152,12 +152,15 @@ class Database:
         return await loop.run_in_executor(self._executor, partial(work, *args, **kwargs))
 
     def damage(self) -> str | None:
-        """Return what SQLite's own integrity check and the foreign keys find wrong, or None."""
-        with self.transaction() as connection:
-            found = connection.execute("PRAGMA integrity_check(1)").fetchone()[0]
+        """Return what SQLite's own integrity check and the foreign keys find wrong, or None.
+
+        Only reads: a server in another process goes on writing meanwhile.
+        """
+        with self._lock, self._translated():
+            found = self._connection.execute("PRAGMA integrity_check(1)").fetchone()[0]
             if found != "ok":
                 return str(found)
-            orphan = connection.execute("PRAGMA foreign_key_check").fetchone()
+            orphan = self._connection.execute("PRAGMA foreign_key_check").fetchone()
         return f"a row of {orphan[0]} refers to a missing row of {orphan[2]}" if orphan is not None else None
 
     def close(self) -> None:

@@ -1,0 +1,205 @@
+"""``vedette-controller``: makes a controller, serves it, examines it."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import socket
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from vedette.controller.domain.errors import (
+    AlreadyThere,
+    ControllerError,
+    Forbidden,
+    InvalidInput,
+    NotFound,
+    Refused,
+    Unauthenticated,
+)
+from vedette.controller.settings import DEFAULT_CONFIG, DEFAULT_LISTEN, OPTIONS, ControllerSettings, advertised
+from vedette.models.toml_settings import SettingsError, WrongValue, describe_settings, parse_address
+from vedette.models.version import __version__
+
+_DEFAULT_DATA_DIR = Path("/var/lib/vedette-controller")
+_PORTS_TRIED = 100
+
+_TEXT = """\
+vedette-controller trains, signs and rolls out models, and keeps what agents report.
+
+  vedette-controller init --data-dir /var/lib/vedette-controller --dns ctl.example
+  vedette-controller serve --config /var/lib/vedette-controller/controller.toml
+"""
+_INIT = """\
+Make the data directory of a new controller: signing keys, its own certificate authority, the database, the blob
+store, settings, and a context file with the first admin's certificate. An existing controller is never touched.
+
+  vedette-controller init --data-dir ./ctl --listen 127.0.0.1:7443
+  vedette-controller init --data-dir /var/lib/vedette-controller --dns ctl.example --dns 10.0.0.5
+"""
+_SERVE = """\
+Serve agents and admins until SIGTERM. A SIGKILL or a power cut loses nothing that was answered.
+
+  vedette-controller serve --config ./ctl/controller.toml
+  vedette-controller serve                                     reads /etc/vedette/controller.toml
+"""
+_CHECK = """\
+Examine a controller: settings, keys and who can read them, certificates, the database, every blob's digest. Works
+while it serves and changes nothing. Ends with 1 when something is wrong.
+
+  vedette-controller check --config ./ctl/controller.toml
+  vedette-controller check
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the program; return its exit code: 0 done, 1 failed, 2 usage, 3 not found, 4 refused."""
+    options = _parser().parse_args(arguments)
+    _configure_log(options.verbose)
+    try:
+        return int(options.run(options))
+    except (ControllerError, SettingsError) as exc:
+        if options.verbose:
+            logging.getLogger(__name__).exception("failed")
+        print("\n".join(line for line in (exc.what, exc.why, exc.remedy) if line), file=sys.stderr)
+        return exit_code_of(exc)
+
+
+def exit_code_of(exc: ControllerError | SettingsError) -> int:
+    """Return the exit code that tells a script who must act."""
+    match exc:
+        case InvalidInput() | SettingsError():
+            return 2
+        case NotFound():
+            return 3
+        case Refused() | AlreadyThere() | Forbidden() | Unauthenticated():
+            return 4
+    return 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser("vedette-controller", description=_TEXT, formatter_class=raw)
+    parser.add_argument("--version", action="version", version=f"vedette-controller {__version__}")
+    verbs = parser.add_subparsers(required=True, metavar="init | serve | check")
+    settings = f"settings, all optional:\n{describe_settings(OPTIONS)}"
+
+    init = verbs.add_parser("init", help="make a new controller", description=_INIT, formatter_class=raw)
+    init.add_argument(
+        "--data-dir", type=Path, default=_DEFAULT_DATA_DIR, help="an empty or new directory (%(default)s)"
+    )
+    init.add_argument(
+        "--listen", default=DEFAULT_LISTEN, metavar="HOST:PORT", help="for agents and admins (%(default)s)"
+    )
+    init.add_argument(
+        "--dns",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="a name or address agents reach it by; may be repeated",
+    )
+    init.set_defaults(run=_init)
+
+    serve = verbs.add_parser(
+        "serve", help="serve agents and admins", description=_SERVE, epilog=settings, formatter_class=raw
+    )
+    serve.set_defaults(run=_serve)
+    check = verbs.add_parser("check", help="examine a controller", description=_CHECK, formatter_class=raw)
+    check.set_defaults(run=_check)
+    for verb in (serve, check):
+        verb.add_argument("--config", type=Path, default=DEFAULT_CONFIG, help="TOML file (%(default)s)")
+    for verb in (init, serve, check):
+        verb.add_argument("--verbose", action="store_true", help="say more, with stack traces")
+    return parser
+
+
+def _configure_log(is_verbose: bool) -> None:
+    level = logging.DEBUG if is_verbose else logging.INFO
+    logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+
+
+def _init(options: argparse.Namespace) -> int:
+    from vedette.controller.adapters.initialise import Plan, initialise
+    from vedette.controller.app import MIGRATIONS
+
+    logging.getLogger("vedette").setLevel(logging.DEBUG if options.verbose else logging.WARNING)
+    listen = _address(options.listen)
+    enrol_listen = _next_free(listen)
+    is_named = bool(options.dns)
+    addresses = advertised(listen, tuple(options.dns))
+    host, port = parse_address(listen)
+    is_wildcard = host in ("0.0.0.0", "::")  # noqa: S104 - compared, not bound
+    plan = Plan(
+        data_dir=options.data_dir,
+        listen=listen,
+        enrol_listen=enrol_listen,
+        addresses=addresses,
+        admin_address=addresses[0] if is_named or not is_wildcard else f"127.0.0.1:{port}",
+        names=(*options.dns, *([] if is_wildcard else [host])),
+    )
+    made = initialise(plan, MIGRATIONS)
+    print(
+        f"""\
+Made controller {made.controller_id} in {made.data_dir}.
+Agents are told to connect to {", ".join(addresses)} (addresses in {made.config.name}; init --dns NAME sets them).
+The release key in {made.data_dir}/keys is online: whoever can read this machine's files can sign models.
+
+Next:
+  vedette-controller serve --config {made.config}
+  vedette --context {made.context} token create
+{made.context} holds the first admin's private key and goes to {plan.admin_address}.
+It works wherever you copy it; keep it secret."""
+    )
+    return 0
+
+
+def _address(text: str) -> str:
+    try:
+        host, port = parse_address(text, 7443)
+    except WrongValue as exc:
+        raise InvalidInput("address-invalid", f"--listen {exc}") from exc
+    shown = f"[{host}]" if ":" in host else host
+    return f"{shown}:{port or _free_port(host, 0)}"
+
+
+def _next_free(listen: str) -> str:
+    host, port = parse_address(listen)
+    for candidate in range(port + 1, min(port + 1 + _PORTS_TRIED, 65536)):
+        if _free_port(host, candidate):
+            return f"[{host}]:{candidate}" if ":" in host else f"{host}:{candidate}"
+    raise Refused("address-unusable", f"no port is free after {listen}", f"{_PORTS_TRIED} were tried")
+
+
+def _free_port(host: str, port: int) -> int:
+    """Return ``port``, or any when it is 0, if it can be listened on now; else 0."""
+    try:
+        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+            return int(probe.getsockname()[1])
+    except OSError:
+        return 0
+
+
+def _serve(options: argparse.Namespace) -> int:
+    from vedette.controller.app import serve
+
+    serve(ControllerSettings.load(options.config))
+    return 0
+
+
+def _check(options: argparse.Namespace) -> int:
+    from vedette.controller.adapters.examine import examine
+    from vedette.controller.app import MIGRATIONS
+
+    is_good = True
+    for finding in examine(ControllerSettings.load(options.config), MIGRATIONS):
+        is_good = is_good and finding.is_good
+        print(f"{'ok  ' if finding.is_good else 'FAIL'}  {finding.text}", flush=True)
+    return 0 if is_good else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,238 @@
+"""Telemetry windows, and which batches they came in."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from datetime import datetime
+
+import numpy as np
+from vedette.controller.adapters.sqlite.database import Database, script
+from vedette.controller.adapters.sqlite.rows import json_column, microseconds, time_at
+from vedette.controller.domain.telemetry import Range, Tally, Totals, admit, tally
+from vedette.wire.values import Gap, TelemetryBatch, Window
+
+MIGRATIONS = (
+    script(
+        "telemetry-1",
+        """
+        CREATE TABLE telemetry_batches (
+            agent_id TEXT NOT NULL REFERENCES agents (id) ON DELETE CASCADE,
+            boot_epoch INTEGER NOT NULL,
+            counted TEXT NOT NULL,
+            PRIMARY KEY (agent_id, boot_epoch)
+        );
+        CREATE TABLE telemetry_gaps (
+            agent_id TEXT NOT NULL REFERENCES agents (id) ON DELETE CASCADE,
+            boot_epoch INTEGER NOT NULL,
+            first_sequence INTEGER NOT NULL,
+            last_sequence INTEGER NOT NULL,
+            rows INTEGER NOT NULL,
+            reason TEXT NOT NULL,
+            at INTEGER NOT NULL
+        );
+        CREATE INDEX telemetry_gaps_by_agent ON telemetry_gaps (agent_id);
+        CREATE TABLE telemetry_totals (
+            agent_id TEXT PRIMARY KEY REFERENCES agents (id) ON DELETE CASCADE,
+            rows INTEGER NOT NULL,
+            flagged INTEGER NOT NULL
+        );
+        CREATE TABLE telemetry_windows (
+            id INTEGER PRIMARY KEY,
+            agent_id TEXT NOT NULL REFERENCES agents (id) ON DELETE CASCADE,
+            at INTEGER NOT NULL,
+            start INTEGER NOT NULL,
+            end INTEGER NOT NULL,
+            slot TEXT NOT NULL,
+            model TEXT NOT NULL,
+            version INTEGER NOT NULL,
+            build TEXT NOT NULL,
+            rows INTEGER NOT NULL,
+            flagged INTEGER NOT NULL,
+            errors INTEGER NOT NULL,
+            worker_restarts INTEGER NOT NULL,
+            verdicts TEXT NOT NULL,
+            latency BLOB NOT NULL,
+            counters TEXT NOT NULL,
+            cpu_seconds REAL NOT NULL,
+            memory_bytes INTEGER NOT NULL,
+            profile BLOB NOT NULL
+        );
+        CREATE INDEX telemetry_windows_by_model ON telemetry_windows (model, at);
+        CREATE INDEX telemetry_windows_by_agent ON telemetry_windows (agent_id, slot, at);
+        CREATE INDEX telemetry_windows_by_time ON telemetry_windows (at);
+        """,
+    ),
+)
+
+# profile last and only on demand: SQLite reads a row's columns in order, and a profile spills onto further pages
+_COLUMNS = (
+    "agent_id, start, end, slot, model, version, build, rows, flagged, errors, worker_restarts, verdicts, latency, "
+    "counters, cpu_seconds, memory_bytes"
+)
+_INSERT = f"INSERT INTO telemetry_windows ({_COLUMNS}, profile, at) VALUES ({', '.join('?' * 18)})"  # noqa: S608 - ours
+_PURGE_ROWS = 5000
+
+
+@dataclass(frozen=True, slots=True)
+class ProfileRow:
+    """The data profile of one window."""
+
+    agent_id: str
+    version: int
+    rows: int
+    flagged: int
+    profile: bytes
+
+
+class TelemetryStore:
+    """The tables of telemetry. Every method is one transaction."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def record(self, agent_id: str, batch: TelemetryBatch, received: datetime) -> bool:
+        """Count a batch unless it was counted before; return whether it was new. Committed when it returns."""
+        with self._database.transaction() as connection:
+            admission = admit(_counted(connection, agent_id, batch.boot_epoch), batch)
+            if not admission.is_new:
+                return False
+            connection.execute(
+                "INSERT OR REPLACE INTO telemetry_batches VALUES (?, ?, ?)",
+                (agent_id, batch.boot_epoch, json.dumps(admission.counted)),
+            )
+            _insert_gaps(connection, agent_id, batch.boot_epoch, admission.lost, received)
+            _insert_windows(connection, agent_id, batch, received)
+        return True
+
+    def totals(self) -> dict[str, Totals]:
+        """Return all that each agent ever reported, purged windows included."""
+        with self._database.transaction() as connection:
+            rows = connection.execute("SELECT * FROM telemetry_totals").fetchall()
+        return {row["agent_id"]: Totals(row["rows"], row["flagged"]) for row in rows}
+
+    def newest(self) -> dict[str, dict[str, Window]]:
+        """Return the newest window of each slot of each agent, without its profile."""
+        with self._database.transaction() as connection:
+            rows = connection.execute(
+                f"SELECT {_COLUMNS} FROM telemetry_windows WHERE id IN "  # noqa: S608 - column names are ours
+                "(SELECT max(id) FROM telemetry_windows GROUP BY agent_id, slot)"
+            ).fetchall()
+        found: dict[str, dict[str, Window]] = {}
+        for row in rows:
+            found.setdefault(row["agent_id"], {})[row["slot"]] = _window(row)
+        return found
+
+    def tallies(self, since: datetime, model: str = "") -> list[Tally]:
+        """Return what windows since a time add up to, by agent, model and version; of all models when none is named."""
+        condition, arguments = "at >= ?", [microseconds(since)]
+        with self._database.transaction() as connection:
+            query = f"SELECT {_COLUMNS} FROM telemetry_windows WHERE {condition}"  # noqa: S608 - ours
+            rows = (
+                connection.execute(f"{query} AND model = ?", (*arguments, model))
+                if model
+                else connection.execute(query, arguments)
+            )
+            return tally((row["agent_id"], _window(row)) for row in rows)
+
+    def profiles(self, model: str, since: datetime) -> list[ProfileRow]:
+        """Return the data profiles of a model's windows since a time, oldest first, where they have one."""
+        with self._database.transaction() as connection:
+            rows = connection.execute(
+                "SELECT agent_id, version, rows, flagged, profile FROM telemetry_windows "
+                "WHERE model = ? AND at >= ? AND length(profile) > 0 ORDER BY at, id",
+                (model, microseconds(since)),
+            )
+            return [ProfileRow(*row) for row in rows]
+
+    def gaps(self, agent_id: str) -> list[Gap]:
+        """Return what an agent could not deliver, oldest first."""
+        with self._database.transaction() as connection:
+            rows = connection.execute(
+                "SELECT first_sequence, last_sequence, rows, reason FROM telemetry_gaps "
+                "WHERE agent_id = ? ORDER BY boot_epoch, first_sequence",
+                (agent_id,),
+            ).fetchall()
+        return [Gap(**dict(row)) for row in rows]
+
+    def purge(self, before: datetime) -> int:
+        """Delete some windows older than a time and return how many; totals stay. Repeat while it returns any.
+
+        A bounded piece at a time: one large delete would hold up every report behind it.
+        """
+        with self._database.transaction() as connection:
+            return connection.execute(
+                "DELETE FROM telemetry_windows WHERE id IN (SELECT id FROM telemetry_windows WHERE at < ? LIMIT ?)",
+                (microseconds(before), _PURGE_ROWS),
+            ).rowcount
+
+
+def _counted(connection: sqlite3.Connection, agent_id: str, boot_epoch: int) -> list[Range]:
+    row = connection.execute(
+        "SELECT counted FROM telemetry_batches WHERE agent_id = ? AND boot_epoch = ?", (agent_id, boot_epoch)
+    ).fetchone()
+    return [(first, last) for first, last in json.loads(row["counted"])] if row else []
+
+
+def _insert_gaps(
+    connection: sqlite3.Connection, agent_id: str, boot_epoch: int, gaps: tuple[Gap, ...], at: datetime
+) -> None:
+    connection.executemany(
+        "INSERT INTO telemetry_gaps VALUES (?, ?, ?, ?, ?, ?, ?)",
+        [
+            (agent_id, boot_epoch, gap.first_sequence, gap.last_sequence, gap.rows, gap.reason, microseconds(at))
+            for gap in gaps
+        ],
+    )
+
+
+def _insert_windows(connection: sqlite3.Connection, agent_id: str, batch: TelemetryBatch, received: datetime) -> None:
+    connection.executemany(_INSERT, list(_window_rows(agent_id, batch, received)))
+    rows = sum(window.rows for window in batch.windows)
+    flagged = sum(window.flagged for window in batch.windows)
+    connection.execute(
+        "INSERT INTO telemetry_totals VALUES (?, ?, ?) ON CONFLICT (agent_id) DO UPDATE SET "
+        "rows = rows + excluded.rows, flagged = flagged + excluded.flagged",
+        (agent_id, rows, flagged),
+    )
+
+
+def _window_rows(agent_id: str, batch: TelemetryBatch, received: datetime) -> Iterator[tuple[object, ...]]:
+    for window in batch.windows:
+        # An appliance's clock may be years ahead: its window belongs no later than when it came.
+        at = microseconds(min(window.end, received))
+        yield (
+            agent_id,
+            microseconds(window.start),
+            microseconds(window.end),
+            window.slot,
+            window.model,
+            window.version,
+            window.build,
+            window.rows,
+            window.flagged,
+            window.errors,
+            window.worker_restarts,
+            json_column(window.verdicts),
+            np.array(window.latency_counts, "<u8").tobytes(),
+            json_column(window.counters),
+            window.cpu_seconds,
+            window.memory_bytes,
+            window.profile,
+            at,
+        )
+
+
+def _window(row: sqlite3.Row) -> Window:
+    plain = {name: row[name] for name in row.keys() if name not in _TRANSLATED}  # noqa: SIM118 - a Row iterates values
+    return replace(
+        Window(start=time_at(row["start"]), end=time_at(row["end"]), **plain),
+        verdicts=json.loads(row["verdicts"]),
+        latency_counts=tuple(np.frombuffer(row["latency"], "<u8").tolist()),
+        counters=json.loads(row["counters"]),
+    )
+
+
+_TRANSLATED = frozenset({"agent_id", "start", "end", "verdicts", "latency", "counters"})

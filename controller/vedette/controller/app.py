@@ -1,0 +1,335 @@
+"""Wiring: the one place that names concrete adapters, and the life of the server from start to stop.
+
+Order of the start: lock the data directory, keys, database and migrations, what services remember, then the ports; so
+nothing is answered before everything is read. The stop goes the other way: streams end (agents come back by
+themselves), calls in progress get a moment, what is not written yet is written. A SIGKILL at any point loses nothing
+that was answered: every answer comes after its commit.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import logging
+import signal
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Protocol
+
+from vedette.controller.adapters import measure
+from vedette.controller.adapters.blobs import BlobStore, typed_os_error
+from vedette.controller.adapters.certifier import AuthorityCertifier
+from vedette.controller.adapters.clock import SystemClock
+from vedette.controller.adapters.grpc import server as ports
+from vedette.controller.adapters.grpc.admin import compose
+from vedette.controller.adapters.grpc.admin_fleet import AdminFleet
+from vedette.controller.adapters.grpc.guard import Guard, caller
+from vedette.controller.adapters.grpc.servicers import (
+    ArtifactsServicer,
+    EnrolmentServicer,
+    FleetServicer,
+    TelemetryServicer,
+)
+from vedette.controller.adapters.http import Answer, HttpServer, Metric, exposition
+from vedette.controller.adapters.initialise import BLOBS, DATABASE, check_initialised
+from vedette.controller.adapters.keys import KeyRing
+from vedette.controller.adapters.pki import Identity
+from vedette.controller.adapters.sqlite import agents, telemetry, tokens
+from vedette.controller.adapters.sqlite.database import Database, Migration
+from vedette.controller.adapters.systemd import notify
+from vedette.controller.domain.agents import state_of
+from vedette.controller.domain.clock import Clock
+from vedette.controller.domain.desired import Releases
+from vedette.controller.domain.errors import ControllerError, Refused, Unauthenticated
+from vedette.controller.services.artifacts import Artifacts
+from vedette.controller.services.enrolment import Enrolment, Trust
+from vedette.controller.services.fleet import Fleet, FleetSettings
+from vedette.controller.services.overview import FleetDesk
+from vedette.controller.services.telemetry import Telemetry
+from vedette.controller.settings import ControllerSettings, advertised, with_port
+from vedette.models.toml_settings import parse_address
+from vedette.models.version import __version__
+from vedette.wire.v1 import admin_pb2_grpc, artifacts_pb2_grpc, enrolment_pb2_grpc, fleet_pb2_grpc, telemetry_pb2_grpc
+from vedette.wire.values import HelloResponse
+
+logger = logging.getLogger(__name__)
+
+MIGRATIONS: tuple[Migration, ...] = (*agents.MIGRATIONS, *tokens.MIGRATIONS, *telemetry.MIGRATIONS)
+"""Of every store, in order. Append only: a recorded one never changes."""
+
+_PURGE_EVERY_S = 3600.0
+_GRACE_S = 3.0
+_LOCK = "controller.lock"
+
+
+class Registry(Releases, Protocol):
+    """What the fleet needs of the model registry."""
+
+    def newest(self) -> dict[str, int]:
+        """Return the newest version number of every model. Runs in the database's thread."""
+        ...
+
+
+class Controller:
+    """One controller: its services, its ports, its life. Belongs to the event loop it is made in, as grpc.aio does."""
+
+    def __init__(
+        self, settings: ControllerSettings, keys: KeyRing, database: Database, registry: Registry, clock: Clock
+    ) -> None:
+        self.settings = settings
+        self.database = database
+        self._keys = keys
+        self._registry = registry
+        self.blobs = BlobStore(settings.data_dir / BLOBS)
+        self.fleet = Fleet(
+            runner=database,
+            store=agents.AgentStore(database),
+            releases=registry,
+            key=keys.assignment,
+            clock=clock,
+            settings=FleetSettings(status_interval_s=settings.status_interval_s),
+        )
+        self.telemetry = Telemetry(
+            runner=database,
+            store=telemetry.TelemetryStore(database),
+            clock=clock,
+            keep=timedelta(days=settings.keep_days),
+        )
+        self.enrolment = Enrolment(
+            runner=database,
+            tokens=tokens.TokenStore(database),
+            certifier=AuthorityCertifier(keys.authority),
+            fleet=self.fleet,
+            trust=self._trust,
+            clock=clock,
+        )
+        self.artifacts = Artifacts(
+            runner=database,
+            releases=registry,
+            release_keys=(keys.release.public,),
+            blobs=self.blobs,
+            desired_slots=self.fleet.desired_slots,
+        )
+        self._clock = clock
+        self._admins: Mapping[str, str] = {}
+        self._guard = Guard(self._check)
+        self._members = ports.member_server(self._guard)
+        self._strangers = ports.stranger_server(self._guard)
+        self._http = HttpServer({"/healthz": self._healthz, "/metrics": self._metrics})
+        self._tasks: list[asyncio.Task[None]] = []
+        self.port = 0
+        self.enrol_port = 0
+
+    def admin_parts(self) -> tuple[object, ...]:
+        """Return what serves the Admin verbs."""
+        desk = FleetDesk(
+            controller_id=self._keys.controller_id,
+            fleet=self.fleet,
+            telemetry=self.telemetry,
+            newest_versions=self._newest_versions,
+        )
+        return (AdminFleet(desk, self.enrolment),)
+
+    async def start(self) -> None:
+        """Read what is stored, then serve.
+
+        Raises:
+            StoreFailed: A port cannot be had, or the database failed.
+        """
+        self._admins = await self.database.run(tokens.AdminStore(self.database).key_digests)
+        await self.fleet.start()
+        await self.telemetry.start()
+        self._serve_members()
+        self._serve_strangers()
+        await self._members.start()
+        await self._strangers.start()
+        if self.settings.http:
+            await self._http.start(self.settings.http)
+        self._tasks = [asyncio.create_task(self._watch_streams()), asyncio.create_task(self._purge())]
+        logger.info("serving agents and admins on port %d, enrolment on port %d", self.port, self.enrol_port)
+
+    def _serve_members(self) -> None:
+        server = self._members
+        fleet_pb2_grpc.add_FleetServicer_to_server(FleetServicer(self.fleet), server)
+        telemetry_pb2_grpc.add_TelemetryServicer_to_server(TelemetryServicer(self.telemetry), server)
+        artifacts = ArtifactsServicer(self.artifacts, lambda: self._check(caller()))
+        artifacts_pb2_grpc.add_ArtifactsServicer_to_server(artifacts, server)
+        admin_pb2_grpc.add_AdminServicer_to_server(compose(*self.admin_parts()), server)
+        self.port = ports.bind(server, self.settings.listen, self._keys, is_for_members=True)
+
+    def _serve_strangers(self) -> None:
+        server = self._strangers
+        enrolment_pb2_grpc.add_EnrolmentServicer_to_server(EnrolmentServicer(self.enrolment, self._hello), server)
+        if self.settings.enrol_listen:
+            self.enrol_port = ports.bind(server, self.settings.enrol_listen, self._keys, is_for_members=False)
+            return
+        host = parse_address(self.settings.listen)[0]
+        self.enrol_port = ports.bind(server, with_port(host, self.port + 1), self._keys, is_for_members=False)
+
+    async def stop(self) -> None:
+        """End streams, give calls a moment, write what is not written."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._http.stop()
+        await self.fleet.stop()
+        await asyncio.gather(self._members.stop(_GRACE_S), self._strangers.stop(_GRACE_S))
+        self.database.close()
+
+    # -- who is who ------------------------------------------------------------------------------------------------
+
+    def _check(self, identity: Identity) -> None:
+        if identity.kind == "agent":
+            self.fleet.check_agent(identity.name, identity.key_digest)
+        elif self._admins.get(identity.name) != identity.key_digest:
+            why = f"{identity.name} is no admin here"
+            raise Unauthenticated("admin-unknown", "the controller does not know this admin", why)
+
+    def _trust(self) -> Trust:
+        addresses = self.settings.addresses or advertised(with_port(parse_address(self.settings.listen)[0], self.port))
+        return Trust(
+            controller_id=self._keys.controller_id,
+            ca_digest=self._keys.authority.digest,
+            release_keys=(self._keys.release.public,),
+            assignment_keys=(self._keys.assignment.public,),
+            addresses=addresses,
+            enrol_address=with_port(parse_address(addresses[0])[0], self.enrol_port),
+        )
+
+    def _hello(self) -> HelloResponse:
+        return HelloResponse(
+            controller_id=self._keys.controller_id,
+            ca_certificate=self._keys.authority.pem,
+            time=self._clock.now(),
+            version=__version__,
+        )
+
+    async def _newest_versions(self) -> Mapping[str, int]:
+        return await self.database.run(self._registry.newest)
+
+    # -- looking after itself --------------------------------------------------------------------------------------
+
+    async def _watch_streams(self) -> None:
+        while True:
+            await asyncio.sleep(self.settings.status_interval_s)
+            self.fleet.end_silent()
+
+    async def _purge(self) -> None:
+        while True:
+            try:
+                deleted = await self.telemetry.purge()
+                if deleted:
+                    logger.info("deleted %d telemetry windows older than %d days", deleted, self.settings.keep_days)
+            except ControllerError as exc:  # a full disk, say; the next round tries again
+                logger.warning("old telemetry was not deleted: %s; %s", exc.what, exc.why)
+            await asyncio.sleep(_PURGE_EVERY_S)
+
+    async def _healthz(self) -> Answer:
+        try:
+            await self.database.run(_touch, self.database)
+        except ControllerError as exc:
+            return Answer("503 Service Unavailable", exc.public_text + "\n")
+        return Answer("200 OK", "ok\n")
+
+    async def _metrics(self) -> Answer:
+        states = Counter(str(state_of(agent)) for agent in await self.fleet.agents())
+        return Answer("200 OK", exposition(self._measured(states)), "text/plain; version=0.0.4; charset=utf-8")
+
+    def _measured(self, states: Counter[str]) -> Iterator[Metric]:
+        yield from measure.process_metrics(self.settings.data_dir)
+        yield from measure.fleet_metrics(states)
+        yield from measure.call_metrics(self._guard.calls)
+        yield measure.counter("enrolments", "Agents enrolled since the start.", self.enrolment.enrolled)
+        yield measure.counter("telemetry_batches", "Telemetry batches committed.", self.telemetry.batches)
+        yield measure.counter("telemetry_repeated", "Batches that came again.", self.telemetry.repeated)
+        yield measure.counter("artifact_bytes", "Bytes of blobs sent to agents.", self.artifacts.sent_bytes)
+
+
+def _touch(database: Database) -> None:
+    with database.transaction() as connection:
+        connection.execute("SELECT 1").fetchone()
+
+
+@contextmanager
+def opened(settings: ControllerSettings) -> Iterator[Database]:
+    """Hold a data directory's lock and open its database, migrated.
+
+    Raises:
+        Refused: There is no controller, another process runs it, or a newer version wrote its database.
+        StoreFailed: The directory or the database cannot be used.
+        DiskFull: There is no room.
+    """
+    check_initialised(settings.data_dir)
+    with _locked(settings), _database(settings) as database:
+        unknown = database.unknown_migrations(MIGRATIONS)
+        if unknown:
+            why = f"it has {', '.join(unknown[:5])}, which version {__version__} does not know"
+            raise Refused("database-newer", "the database was written by a newer controller", why, "install that one")
+        database.migrate(MIGRATIONS)
+        yield database
+
+
+@contextmanager
+def _locked(settings: ControllerSettings) -> Iterator[None]:
+    path = settings.data_dir / _LOCK
+    try:
+        lock = path.open("w")
+    except OSError as exc:
+        raise typed_os_error(exc, path) from exc
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the kernel lets go however this process ends
+        except BlockingIOError as exc:
+            what = f"another controller serves {settings.data_dir}"
+            raise Refused("already-running", what, f"{path} is locked", "stop it first") from exc
+        yield
+
+
+@contextmanager
+def _database(settings: ControllerSettings) -> Iterator[Database]:
+    database = Database(settings.data_dir / DATABASE)
+    try:
+        yield database
+    finally:
+        database.close()
+
+
+class EmptyRegistry:
+    """The registry of a controller that trains nothing."""
+
+    def envelope(self, release_digest: str) -> bytes | None:
+        """Return nothing: no release is registered."""
+        return None
+
+    def newest(self) -> dict[str, int]:
+        """Return nothing: no model is registered."""
+        return {}
+
+
+def serve(settings: ControllerSettings) -> None:
+    """Run a controller until SIGTERM or SIGINT.
+
+    Raises:
+        ControllerError: It cannot start.
+    """
+    keys = KeyRing.load(settings.data_dir)
+    with opened(settings) as database:
+        asyncio.run(_serve(settings, keys, database))
+
+
+async def _serve(settings: ControllerSettings, keys: KeyRing, database: Database) -> None:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    controller = Controller(settings, keys, database, EmptyRegistry(), SystemClock())
+    try:
+        await controller.start()
+        notify("READY=1")
+        await stop.wait()
+        notify("STOPPING=1")
+        logger.info("stopping")
+    finally:
+        await controller.stop()

@@ -1,0 +1,225 @@
+"""Telemetry: which batches were counted, and what windows add up to.
+
+Rules: a batch is counted exactly once for each (agent, boot epoch, sequence); what was counted, or given up, is kept
+as ranges of sequences, a few numbers for years of reports. Windows merge by addition; percentiles come of merged
+histograms, never of percentiles.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from itertools import pairwise
+
+import numpy as np
+from vedette.controller.domain.errors import InvalidInput
+from vedette.models.profile import LATENCY_EDGES_MS, latency_percentile
+from vedette.wire.values import Gap, TelemetryBatch, Window
+from vedette.wire.views import AgentTelemetry
+
+MAX_COUNT = 2**53
+"""Of any number in a window: what a float and SQLite's integers both hold exactly."""
+
+MAX_RANGES = 64
+"""Of counted sequences in one boot epoch; with more, the oldest hole is closed and kept as a gap."""
+
+LATENCY_BINS = len(LATENCY_EDGES_MS) + 1
+
+Range = tuple[int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Admission:
+    """Whether a batch is new, and what is counted or given up from now on.
+
+    Attributes:
+        is_new: The batch is to be counted.
+        counted: Sequences counted or given up, disjoint, ascending, both ends inside.
+        lost: Gaps to keep: those the agent reports, and holes that were closed.
+    """
+
+    is_new: bool
+    counted: tuple[Range, ...]
+    lost: tuple[Gap, ...] = ()
+
+
+def admit(counted: Sequence[Range], batch: TelemetryBatch) -> Admission:
+    """Decide whether a batch is counted, given what was counted before of its boot epoch."""
+    if _has(counted, batch.sequence):
+        return Admission(is_new=False, counted=tuple(counted))
+    gaps = [gap for gap in batch.gaps if not _covers(counted, (gap.first_sequence, gap.last_sequence))]
+    added = [(gap.first_sequence, gap.last_sequence) for gap in gaps]
+    merged = _merge([*counted, *added, (batch.sequence, batch.sequence)])
+    merged, holes = _close_oldest(merged)
+    return Admission(is_new=True, counted=merged, lost=(*gaps, *holes))
+
+
+def _has(ranges: Iterable[Range], sequence: int) -> bool:
+    return any(first <= sequence <= last for first, last in ranges)
+
+
+def _covers(ranges: Iterable[Range], wanted: Range) -> bool:
+    return any(first <= wanted[0] and wanted[1] <= last for first, last in ranges)
+
+
+def _merge(ranges: Iterable[Range]) -> tuple[Range, ...]:
+    merged: list[Range] = []
+    for first, last in sorted(ranges):
+        if merged and first <= merged[-1][1] + 1:
+            merged[-1] = (merged[-1][0], max(merged[-1][1], last))
+        else:
+            merged.append((first, last))
+    return tuple(merged)
+
+
+def _close_oldest(ranges: tuple[Range, ...]) -> tuple[tuple[Range, ...], tuple[Gap, ...]]:
+    excess = len(ranges) - MAX_RANGES
+    if excess <= 0:
+        return ranges, ()
+    closed = ranges[: excess + 1]
+    holes = tuple(
+        Gap(first_sequence=before[1] + 1, last_sequence=after[0] - 1, reason="never reported")
+        for before, after in pairwise(closed)
+    )
+    return ((closed[0][0], closed[-1][1]), *ranges[excess + 1 :]), holes
+
+
+def check_batch(batch: TelemetryBatch) -> None:
+    """Check what a batch says before any of it is kept.
+
+    Raises:
+        InvalidInput: A number is outside its limits; the message names it, its value and the limit.
+    """
+    _check("sequence", batch.sequence, least=1)
+    _check("boot_epoch", batch.boot_epoch, most=2**63 - 1)
+    for gap in batch.gaps:
+        _check("gaps.first_sequence", gap.first_sequence, least=1)
+        _check("gaps.last_sequence", gap.last_sequence, least=gap.first_sequence)
+        _check("gaps.rows", gap.rows)
+    for window in batch.windows:
+        _check_window(window)
+
+
+def _check_window(window: Window) -> None:
+    for name in ("rows", "flagged", "errors", "worker_restarts", "memory_bytes", "version"):
+        _check(f"windows.{name}", getattr(window, name))
+    for name in ("verdicts", "counters"):
+        for key, count in getattr(window, name).items():
+            _check(f"windows.{name}[{key[:40]}]", count)
+    if len(window.latency_counts) not in (0, LATENCY_BINS):
+        raise _invalid("windows.latency_counts", f"has {len(window.latency_counts)} bins, expected {LATENCY_BINS}")
+    for count in window.latency_counts:
+        _check("windows.latency_counts", count)
+    if not 0 <= window.cpu_seconds <= MAX_COUNT:
+        raise _invalid("windows.cpu_seconds", f"is {window.cpu_seconds}, limits 0 and {MAX_COUNT}")
+
+
+def _check(name: str, count: int, *, least: int = 0, most: int = MAX_COUNT) -> None:
+    if not least <= count <= most:
+        raise _invalid(name, f"is {count}, limits {least} and {most}")
+
+
+def _invalid(name: str, why: str) -> InvalidInput:
+    return InvalidInput("telemetry-invalid", "the telemetry batch cannot be counted", f"{name} {why}")
+
+
+@dataclass(slots=True)
+class Tally:
+    """What windows of one agent and version add up to."""
+
+    agent_id: str
+    model: str
+    version: int
+    rows: int = 0
+    flagged: int = 0
+    errors: int = 0
+    seconds: float = 0.0
+    cpu_seconds: float = 0.0
+    memory_bytes: int = 0  # of the newest window
+    newest: datetime | None = None
+    verdicts: Counter[str] = field(default_factory=Counter)
+    counters: Counter[str] = field(default_factory=Counter)
+    latency: np.ndarray[tuple[int], np.dtype[np.uint64]] = field(
+        default_factory=lambda: np.zeros(LATENCY_BINS, np.uint64)
+    )
+
+    def add(self, window: Window) -> None:
+        """Add a window."""
+        self.rows += window.rows
+        self.flagged += window.flagged
+        self.errors += window.errors
+        self.seconds += max((window.end - window.start).total_seconds(), 0.0)
+        self.cpu_seconds += window.cpu_seconds
+        self.verdicts.update(window.verdicts)
+        self.counters.update(window.counters)
+        if window.latency_counts:
+            self.latency += np.array(window.latency_counts, np.uint64)
+        if self.newest is None or window.end >= self.newest:
+            self.newest, self.memory_bytes = window.end, window.memory_bytes
+
+    def view(self, agent_name: str) -> AgentTelemetry:
+        """Return what an admin sees."""
+        return AgentTelemetry(
+            agent=agent_name,
+            version=f"{self.model}:{self.version}" if self.model else "",
+            rows=self.rows,
+            flagged=self.flagged,
+            rows_per_s=self.rows / self.seconds if self.seconds else 0.0,
+            latency_p50_ms=latency_percentile(self.latency, 0.5),
+            latency_p99_ms=latency_percentile(self.latency, 0.99),
+            verdicts=dict(self.verdicts),
+            counters=dict(self.counters),
+            cpu_percent=100.0 * self.cpu_seconds / self.seconds if self.seconds else 0.0,
+            memory_bytes=self.memory_bytes,
+            errors=self.errors,
+        )
+
+
+def tally(windows: Iterable[tuple[str, Window]]) -> list[Tally]:
+    """Return what windows add up to, by agent, model and version."""
+    sums: dict[tuple[str, str, int], Tally] = {}
+    for agent_id, window in windows:
+        key = (agent_id, window.model, window.version)
+        if key not in sums:
+            sums[key] = Tally(*key)
+        sums[key].add(window)
+    return [sums[key] for key in sorted(sums)]
+
+
+@dataclass(frozen=True, slots=True)
+class Totals:
+    """All that an agent ever reported."""
+
+    rows: int = 0
+    flagged: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Pulse:
+    """How an agent works right now: its newest windows, one a slot."""
+
+    rows_per_s: float = 0.0
+    latency_p50_ms: float = 0.0
+    latency_p99_ms: float = 0.0
+
+
+def pulse(newest: Mapping[str, Window]) -> Pulse:
+    """Return the pulse of an agent from its newest window of each slot.
+
+    A flow feeds every flow slot, so rows of slots are not added: the busiest slot speaks for the agent.
+    """
+    if not newest:
+        return Pulse()
+    latency = np.zeros(LATENCY_BINS, np.uint64)
+    for window in newest.values():
+        if window.latency_counts:
+            latency += np.array(window.latency_counts, np.uint64)
+    rates = [_rate(window) for window in newest.values()]
+    return Pulse(max(rates), latency_percentile(latency, 0.5), latency_percentile(latency, 0.99))
+
+
+def _rate(window: Window) -> float:
+    span = window.end - window.start
+    return window.rows / span.total_seconds() if span > timedelta(0) else 0.0

@@ -1,0 +1,474 @@
+"""The fleet: every agent's record, its stream when it is connected, and what it shall run.
+
+Rules: the database is the truth, memory its copy for reading; desired state is stored before it is sent; a second
+stream of an agent ends the first; statuses are written together, at most every second, because an agent repeats its
+own at each hello; what an agent judged is stored before anyone is told. One agent's trouble ends one stream.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import difflib
+import logging
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from typing import Protocol
+
+from vedette.controller.domain.agents import AgentRecord
+from vedette.controller.domain.clock import Clock
+from vedette.controller.domain.desired import (
+    FleetObserver,
+    Heard,
+    Issued,
+    Releases,
+    StoredAgent,
+    issue,
+    must_reissue_after,
+    must_reissue_at_hello,
+)
+from vedette.controller.domain.errors import (
+    ControllerError,
+    InvalidInput,
+    NotFound,
+    Refused,
+    Unauthenticated,
+    Unavailable,
+)
+from vedette.controller.domain.selector import Selector, check_labels
+from vedette.controller.services.ports import Runner
+from vedette.controller.services.streams import Session
+from vedette.models.assignment import MAX_SLOTS, SlotAssignment
+from vedette.models.signing import SigningKey
+from vedette.wire.convert import AgentWord
+from vedette.wire.values import DesiredState, GenerationResult, Hello, Status, Welcome
+
+logger = logging.getLogger(__name__)
+
+MAX_SEQUENCE = 2**53
+"""The highest an agent may report: JSON numbers are exact up to here, and the next one must still be."""
+
+_MOST_REISSUES = 3  # on one stream: an agent that refuses every number must not make us sign for ever
+_MOST_ENVELOPES = 256
+
+
+class Agents(Protocol):
+    """The store of agents. Methods run in the database's thread; each is one transaction."""
+
+    def load(self) -> list[StoredAgent]:
+        """Return every agent, by name."""
+        ...
+
+    def save_heard(self, words: Sequence[Heard]) -> None:
+        """Keep what agents said last; words of agents that are gone are dropped."""
+
+    def save_result(self, agent_id: str, result: GenerationResult) -> None:
+        """Keep how an agent judged an assignment."""
+
+    def save_desired(self, agent_id: str, issued: Issued, at: datetime) -> None:
+        """Keep a new assignment, and its slots as what is desired."""
+
+    def set_labels(self, agent_id: str, labels: Mapping[str, str]) -> None:
+        """Replace an agent's labels."""
+
+    def revoke(self, agent_id: str, at: datetime) -> None:
+        """Mark an agent as revoked; the first time stays."""
+
+    def remove(self, agent_id: str) -> None:
+        """Forget an agent and all that is kept of it."""
+
+
+@dataclass(slots=True)
+class _Entry:
+    record: AgentRecord
+    newest: Issued | None = None
+    reported_sequence: int = 0
+    session: Session | None = None
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)  # held while an assignment is made and stored
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FleetSettings:
+    """How the fleet is kept."""
+
+    status_interval_s: int = 30  # at least this often an agent says how it stands
+    write_interval_s: float = 1.0  # statuses of this long are written together
+
+
+class Fleet:
+    """Serves agents' streams and is the :class:`Desired` and :class:`FleetView` of the rollout engine."""
+
+    def __init__(
+        self,
+        *,
+        runner: Runner,
+        store: Agents,
+        releases: Releases,
+        key: SigningKey,
+        clock: Clock,
+        settings: FleetSettings,
+    ) -> None:
+        self._runner = runner
+        self._store = store
+        self._releases = releases
+        self._key = key
+        self._clock = clock
+        self._settings = settings
+        self._entries: dict[str, _Entry] = {}
+        self._ids: dict[str, str] = {}  # by name
+        self._observers: list[FleetObserver] = []
+        self._envelopes: dict[str, bytes] = {}
+        self._unwritten: dict[str, Heard] = {}
+        self._writing: asyncio.Task[None] | None = None
+        self.started = clock.now()
+
+    async def start(self) -> None:
+        """Read every agent from the store; all are offline until they come."""
+        for stored in await self._runner.run(self._store.load):
+            sequence = stored.newest.sequence if stored.newest else 0
+            record = replace(stored.record, slots=stored.slots, desired_sequence=sequence)
+            self._entries[record.id] = _Entry(record, stored.newest, stored.reported_sequence)
+            self._ids[record.name] = record.id
+
+    async def stop(self) -> None:
+        """Write what agents said last and end their streams; they come back by themselves."""
+        for entry in self._entries.values():
+            if entry.session:
+                entry.session.end(_stopping())
+        if self._writing:
+            self._writing.cancel()
+        await self._write()
+
+    def subscribe(self, observer: FleetObserver) -> None:
+        """Tell an observer what agents say from now on."""
+        self._observers.append(observer)
+
+    @property
+    def online(self) -> int:
+        """How many agents are connected."""
+        return sum(entry.session is not None for entry in self._entries.values())
+
+    # -- FleetView -------------------------------------------------------------------------------------------------
+
+    async def agents(self, selector: str = "") -> tuple[AgentRecord, ...]:
+        """Return the agents a selector matches, revoked ones included, by name."""
+        parsed = Selector.parse(selector)
+        found = (entry.record for entry in self._entries.values() if parsed.matches(entry.record.attributes))
+        return tuple(sorted(found, key=lambda record: record.name))
+
+    async def agent(self, name: str) -> AgentRecord:
+        """Return one agent by name or id."""
+        return self._named(name).record
+
+    def _named(self, name: str) -> _Entry:
+        entry = self._entries.get(self._ids.get(name, name))
+        if entry is None:
+            nearest = difflib.get_close_matches(name, self._ids, n=1)
+            why = f"the nearest name is {nearest[0]}" if nearest else f"{len(self._ids)} agents are known"
+            raise NotFound("agent-missing", f"there is no agent {name[:80]}", why, "vedette agent ls shows all")
+        return entry
+
+    def check_agent(self, agent_id: str, key_digest: str) -> None:
+        """Check that a certificate's holder is an agent in good standing.
+
+        Raises:
+            Unauthenticated: It is unknown, was removed or revoked, or holds another key.
+        """
+        entry = self._entries.get(agent_id)
+        if entry is None or entry.record.key_digest != key_digest:
+            why = f"agent {agent_id[:80]} was removed, or enrolled with another controller"
+            raise Unauthenticated("agent-unknown", "the controller does not know this agent", why, "enrol it again")
+        if entry.record.revoked:
+            raise _revoked(entry.record)
+
+    # -- streams ---------------------------------------------------------------------------------------------------
+
+    async def connect(self, agent_id: str, address: str, hello: Hello) -> Session:
+        """Begin an agent's stream; an earlier one of the same agent ends.
+
+        The session says welcome and, when its digest differs from what the agent applied, the desired state.
+
+        Raises:
+            Unauthenticated: The agent is unknown or revoked.
+            InvalidInput: It reports an impossible sequence.
+        """
+        entry = self._entry(agent_id)
+        _check_sequence(hello.highest_sequence)
+        if entry.session:
+            why = f"a newer one came from {address}"
+            entry.session.end(Refused("stream-replaced", "another stream of this agent took over", why))
+        session = Session(agent_id, address, self._clock.monotonic())
+        entry.session = session
+        entry.reported_sequence = max(entry.reported_sequence, hello.highest_sequence)
+        entry.record = replace(entry.record, facts=hello.facts, address=address, is_online=True)
+        session.welcome(Welcome(time=self._clock.now(), status_interval_s=self._settings.status_interval_s))
+        await self._catch_up(entry, session, hello)
+        await self._tell(lambda observer: observer.on_presence(agent_id, is_online=True))
+        await self._on_status(entry, hello.status)
+        logger.info("agent %s connected from %s", entry.record.name, address)
+        return session
+
+    async def _catch_up(self, entry: _Entry, session: Session, hello: Hello) -> None:
+        try:
+            async with entry.lock:
+                newest = entry.newest
+                if newest is None or newest.digest == hello.applied_digest:
+                    return
+                if must_reissue_at_hello(
+                    newest,
+                    applied_digest=hello.applied_digest,
+                    highest_sequence=entry.reported_sequence,
+                    now=self._clock.now(),
+                ):
+                    newest = await self._issue(entry, entry.record.slots)
+                session.offer(await self._desired_state(newest))
+        except ControllerError as exc:  # a full disk, say: the agent serves on, and its status is still wanted
+            logger.warning("agent %s gets no desired state: %s; %s", entry.record.name, exc.what, exc.why)
+
+    async def heard(self, session: Session, word: AgentWord) -> None:
+        """Take in what an agent says on its stream; nothing that a replaced stream still says.
+
+        Raises:
+            InvalidInput: A second hello, or an impossible sequence.
+            ControllerError: A result cannot be stored; the agent repeats it.
+        """
+        entry = self._entries.get(session.agent_id)
+        if entry is None or entry.session is not session:
+            return
+        session.heard_s = self._clock.monotonic()
+        match word:
+            case Status():
+                await self._on_status(entry, word)
+            case GenerationResult():
+                await self._on_result(entry, session, word)
+            case Hello():
+                raise InvalidInput("hello-repeated", "a stream has one hello", "this is its second")
+
+    async def disconnected(self, session: Session) -> None:
+        """Note that a stream has ended; harmless for one that was replaced."""
+        entry = self._entries.get(session.agent_id)
+        if entry is None or entry.session is not session:
+            return
+        entry.session = None
+        entry.record = replace(entry.record, is_online=False)
+        logger.info("agent %s disconnected", entry.record.name)
+        await self._tell(lambda observer: observer.on_presence(session.agent_id, is_online=False))
+
+    def end_silent(self) -> None:
+        """End streams on which nothing was heard for three status intervals: the agent behind hangs."""
+        limit_s = 3 * self._settings.status_interval_s
+        now = self._clock.monotonic()
+        for entry in self._entries.values():
+            session = entry.session
+            if session and now - session.heard_s > limit_s:
+                why = f"{now - session.heard_s:.0f} s, limit {limit_s} s"
+                session.end(Unavailable("stream-silent", "no status came on this stream", why))
+
+    async def _on_status(self, entry: _Entry, status: Status) -> None:
+        _check_sequence(status.desired_sequence)
+        entry.reported_sequence = max(entry.reported_sequence, status.desired_sequence)
+        entry.record = replace(entry.record, status=status, seen=self._clock.now())
+        self._write_soon(entry)
+        await self._tell(lambda observer: observer.on_status(entry.record.id, status))
+
+    async def _on_result(self, entry: _Entry, session: Session, result: GenerationResult) -> None:
+        known = entry.newest.sequence if entry.newest else 0
+        if result.sequence > known or result == entry.record.result:
+            return  # repeated after a lost link, or about an assignment of a controller restored to before it
+        await self._runner.run(self._store.save_result, entry.record.id, result)
+        entry.record = replace(entry.record, result=result)
+        logger.info(
+            "agent %s: assignment %d %s %s %s",
+            entry.record.name, result.sequence, result.outcome, result.code, result.reason,
+        )  # fmt: skip
+        if entry.newest and must_reissue_after(entry.newest, result) and session.reissued < _MOST_REISSUES:
+            session.reissued += 1
+            async with entry.lock:
+                await self._issue(entry, entry.record.slots)
+            return
+        await self._tell(lambda observer: observer.on_result(entry.record.id, result))
+
+    # -- Desired ---------------------------------------------------------------------------------------------------
+
+    async def set_slot(self, agent_id: str, target: SlotAssignment) -> int:
+        """Make ``target`` what its slot of the agent shall run; see :class:`Desired`."""
+        entry = self._desirable(agent_id)
+        async with entry.lock:
+            slots = entry.record.slots
+            if entry.newest and slots.get(target.slot) == target:
+                return entry.newest.sequence
+            if target.slot not in slots and len(slots) >= MAX_SLOTS:
+                why = f"it has {len(slots)}, limit {MAX_SLOTS}"
+                raise Refused("slots-full", f"agent {entry.record.name} has no free slot", why)
+            await self._envelope(target.release)
+            return (await self._issue(entry, {**slots, target.slot: target})).sequence
+
+    async def clear_slot(self, agent_id: str, slot: str) -> int:
+        """Empty a slot; see :class:`Desired`."""
+        entry = self._desirable(agent_id)
+        async with entry.lock:
+            slots = entry.record.slots
+            if slot not in slots:
+                return entry.newest.sequence if entry.newest else 0
+            return (await self._issue(entry, {name: slots[name] for name in slots if name != slot})).sequence
+
+    def _desirable(self, agent_id: str) -> _Entry:
+        entry = self._entries.get(agent_id)
+        if entry is None:
+            raise NotFound("agent-missing", f"there is no agent {agent_id[:80]}")
+        if entry.record.revoked:
+            raise Refused("agent-revoked", f"agent {entry.record.name} was revoked")
+        return entry
+
+    async def _issue(self, entry: _Entry, slots: Mapping[str, SlotAssignment]) -> Issued:
+        """Sign and store an assignment of ``slots``, then send it. The entry's lock is held."""
+        now = self._clock.now()
+        above = (entry.reported_sequence, entry.newest.sequence if entry.newest else 0)
+        issued = issue(entry.record.id, slots, above=above, now=now, key=self._key)
+        await self._runner.run(self._store.save_desired, entry.record.id, issued, now)
+        entry.newest = issued
+        entry.record = replace(entry.record, slots=dict(slots), desired_sequence=issued.sequence)
+        if entry.session:
+            entry.session.offer(await self._desired_state(issued))
+        return issued
+
+    async def _desired_state(self, issued: Issued) -> DesiredState:
+        releases = dict.fromkeys(slot.release for slot in issued.slots)
+        envelopes = tuple([await self._envelope(digest) for digest in releases])
+        return DesiredState(assignment=issued.envelope, releases=envelopes)
+
+    async def _envelope(self, digest: str) -> bytes:
+        found = self._envelopes.get(digest)
+        if found is None:
+            found = await self._runner.run(self._releases.envelope, digest)
+            if found is None:
+                raise Refused("release-missing", "there is no such signed release", digest)
+            if len(self._envelopes) >= _MOST_ENVELOPES:
+                self._envelopes.clear()  # refilled from the store as needed; rollouts use a handful at a time
+            self._envelopes[digest] = found
+        return found
+
+    def desired_slots(self, agent_id: str) -> Iterable[SlotAssignment]:
+        """Return what an agent shall run; nothing for one that is unknown."""
+        entry = self._entries.get(agent_id)
+        return tuple(entry.record.slots.values()) if entry else ()
+
+    # -- what admins do --------------------------------------------------------------------------------------------
+
+    async def admit(self, agent: AgentRecord) -> None:
+        """Take in an agent that has just enrolled; calling it again for the same one is harmless."""
+        if agent.id in self._entries:
+            return
+        self._entries[agent.id] = _Entry(agent)
+        self._ids[agent.name] = agent.id
+        logger.info("agent %s (%s) enrolled", agent.name, agent.id)
+        await self._tell(lambda observer: observer.on_enrolled(agent.id))
+
+    async def label(self, name: str, wanted: Mapping[str, str], unwanted: Iterable[str]) -> AgentRecord:
+        """Set and remove labels of an agent.
+
+        Raises:
+            NotFound: There is no such agent.
+            InvalidInput: A label cannot be set.
+        """
+        entry = self._named(name)
+        gone = set(unwanted)
+        labels = {key: value for key, value in {**entry.record.labels, **wanted}.items() if key not in gone}
+        check_labels(labels)
+        await self._runner.run(self._store.set_labels, entry.record.id, labels)
+        entry.record = replace(entry.record, labels=labels)
+        return entry.record
+
+    async def revoke(self, name: str) -> AgentRecord:
+        """Refuse an agent from now on and end its stream. It goes on serving what it has. Idempotent.
+
+        Raises:
+            NotFound: There is no such agent.
+        """
+        entry = self._named(name)
+        at = entry.record.revoked or self._clock.now()
+        await self._runner.run(self._store.revoke, entry.record.id, at)
+        entry.record = replace(entry.record, revoked=at)
+        self._end(entry, _revoked(entry.record))
+        return entry.record
+
+    async def remove(self, name: str) -> AgentRecord:
+        """Forget an agent, and end its stream.
+
+        Raises:
+            NotFound: There is no such agent.
+        """
+        entry = self._named(name)
+        await self._runner.run(self._store.remove, entry.record.id)
+        self._entries.pop(entry.record.id, None)
+        self._ids.pop(entry.record.name, None)
+        self._unwritten.pop(entry.record.id, None)
+        self._end(entry, Unauthenticated("agent-unknown", "this agent was removed from the controller"))
+        return replace(entry.record, is_online=False)
+
+    def _end(self, entry: _Entry, error: ControllerError) -> None:
+        if entry.session:
+            entry.session.end(error)
+
+    def _entry(self, agent_id: str) -> _Entry:
+        entry = self._entries.get(agent_id)
+        if entry is None:
+            raise Unauthenticated("agent-unknown", "the controller does not know this agent", agent_id[:80])
+        if entry.record.revoked:
+            raise _revoked(entry.record)
+        return entry
+
+    # -- telling and writing ---------------------------------------------------------------------------------------
+
+    async def _tell(self, tell: Callable[[FleetObserver], Awaitable[None]]) -> None:
+        for observer in self._observers:
+            try:
+                await tell(observer)
+            except Exception:  # one that fails must not take an agent's stream with it
+                logger.exception("%s failed", type(observer).__name__)
+
+    def _write_soon(self, entry: _Entry) -> None:
+        record = entry.record
+        if record.status is None or record.seen is None:
+            return
+        self._unwritten[record.id] = Heard(
+            agent_id=record.id,
+            seen=record.seen,
+            address=record.address,
+            facts=record.facts,
+            status=record.status,
+            reported_sequence=entry.reported_sequence,
+        )
+        if self._writing is None or self._writing.done():
+            self._writing = asyncio.create_task(self._write_later())
+
+    async def _write_later(self) -> None:
+        while self._unwritten:
+            await asyncio.sleep(self._settings.write_interval_s)
+            await self._write()
+
+    async def _write(self) -> None:
+        batch, self._unwritten = self._unwritten, {}
+        if not batch:
+            return
+        try:
+            await self._runner.run(self._store.save_heard, list(batch.values()))
+        except ControllerError as exc:
+            self._unwritten = {**batch, **self._unwritten}
+            logger.warning("the status of %d agents is not stored: %s; %s", len(batch), exc.what, exc.why)
+
+
+def _check_sequence(sequence: int) -> None:
+    if sequence >= MAX_SEQUENCE:
+        raise InvalidInput("sequence-invalid", "no assignment has this sequence", f"{sequence}, limit {MAX_SEQUENCE}")
+
+
+def _revoked(record: AgentRecord) -> Unauthenticated:
+    why = f"at {record.revoked:%Y-%m-%d %H:%M:%S} UTC"
+    return Unauthenticated(
+        "agent-revoked", f"agent {record.name} was revoked", why, "enrol it again if it shall return"
+    )
+
+
+def _stopping() -> Unavailable:
+    return Unavailable("controller-stopping", "the controller is stopping", remedy="come back in a moment")

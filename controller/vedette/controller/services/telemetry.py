@@ -1,0 +1,103 @@
+"""Telemetry: takes batches in, answers how agents and models do."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import datetime, timedelta
+from typing import Protocol
+
+from vedette.controller.domain.clock import Clock
+from vedette.controller.domain.telemetry import Pulse, Tally, Totals, check_batch, pulse
+from vedette.controller.services.ports import Runner
+from vedette.wire.values import TelemetryAcknowledgement, TelemetryBatch, Window
+
+
+class TelemetryLog(Protocol):
+    """The store of telemetry. Methods run in the database's thread; each is one transaction."""
+
+    def record(self, agent_id: str, batch: TelemetryBatch, received: datetime) -> bool:
+        """Count a batch unless it was counted before; return whether it was new. Committed when it returns."""
+        ...
+
+    def totals(self) -> dict[str, Totals]:
+        """Return all that each agent ever reported."""
+        ...
+
+    def newest(self) -> dict[str, dict[str, Window]]:
+        """Return the newest window of each slot of each agent, without its profile."""
+        ...
+
+    def tallies(self, since: datetime, model: str = "") -> list[Tally]:
+        """Return what windows since a time add up to, by agent, model and version."""
+        ...
+
+    def purge(self, before: datetime) -> int:
+        """Delete some windows older than a time and return how many."""
+        ...
+
+
+class Telemetry:
+    """Takes in what agents measured."""
+
+    def __init__(self, *, runner: Runner, store: TelemetryLog, clock: Clock, keep: timedelta) -> None:
+        self._runner = runner
+        self._store = store
+        self._clock = clock
+        self._keep = keep
+        self._totals: dict[str, Totals] = {}
+        self._newest: dict[str, dict[str, Window]] = {}
+        self.batches = 0
+        self.repeated = 0
+
+    async def start(self) -> None:
+        """Read what was reported before."""
+        self._totals = await self._runner.run(self._store.totals)
+        self._newest = await self._runner.run(self._store.newest)
+
+    async def report(self, agent_id: str, batch: TelemetryBatch) -> TelemetryAcknowledgement:
+        """Commit a batch, once however often it comes, and acknowledge it.
+
+        Raises:
+            InvalidInput: A number is outside its limits.
+            DiskFull: There is no room; the agent keeps the batch and repeats it.
+        """
+        check_batch(batch)
+        is_new = await self._runner.run(self._store.record, agent_id, batch, self._clock.now())
+        self.batches += is_new
+        self.repeated += not is_new
+        if is_new:
+            self._count(agent_id, batch)
+        return TelemetryAcknowledgement(boot_epoch=batch.boot_epoch, sequence=batch.sequence)
+
+    def _count(self, agent_id: str, batch: TelemetryBatch) -> None:
+        before, newest = self._totals.get(agent_id, Totals()), self._newest.setdefault(agent_id, {})
+        rows, flagged = before.rows, before.flagged
+        for window in batch.windows:
+            rows, flagged = rows + window.rows, flagged + window.flagged
+            newest[window.slot] = replace(window, profile=b"")
+        self._totals[agent_id] = Totals(rows, flagged)
+
+    def totals(self, agent_id: str) -> Totals:
+        """Return all that an agent ever reported."""
+        return self._totals.get(agent_id, Totals())
+
+    def pulse(self, agent_id: str) -> Pulse:
+        """Return how an agent works, from its newest windows."""
+        return pulse(self._newest.get(agent_id, {}))
+
+    def forget(self, agent_id: str) -> None:
+        """Drop what is kept of an agent that was removed."""
+        self._totals.pop(agent_id, None)
+        self._newest.pop(agent_id, None)
+
+    async def tallies(self, window: timedelta, model: str = "") -> Sequence[Tally]:
+        """Return what the newest windows add up to, by agent, model and version."""
+        return await self._runner.run(self._store.tallies, self._clock.now() - window, model)
+
+    async def purge(self) -> int:
+        """Delete windows older than they are kept, piece by piece; return how many."""
+        before, deleted = self._clock.now() - self._keep, 0
+        while piece := await self._runner.run(self._store.purge, before):
+            deleted += piece
+        return deleted

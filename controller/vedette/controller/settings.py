@@ -1,0 +1,88 @@
+"""The controller's settings: one table of keys for reading, checking, ``--help`` and the docs."""
+
+from __future__ import annotations
+
+import socket
+from dataclasses import dataclass
+from pathlib import Path
+
+from vedette.models import toml_settings as toml
+
+DEFAULT_CONFIG = Path("/etc/vedette/controller.toml")
+DEFAULT_LISTEN = "0.0.0.0:7443"
+
+OPTIONS = (
+    toml.Option("data_dir", toml.path(), Path("/var/lib/vedette-controller"), "Keys, database and blobs lie here"),
+    toml.Option("listen", toml.address(), DEFAULT_LISTEN, "Where agents and admins connect (gRPC, mTLS)"),
+    toml.Option(
+        "enrol_listen",
+        toml.address(optional=True),
+        None,
+        "Where appliances enrol (gRPC, server TLS only); the next free port after listen when not set",
+    ),
+    toml.Option("http", toml.address(optional=True), "127.0.0.1:7480", "Where /healthz and /metrics are served"),
+    toml.Option(
+        "addresses",
+        toml.addresses(),
+        (),
+        "What tokens and enrolments tell agents to connect to; derived from listen when empty",
+    ),
+    toml.Option(
+        "fleet.status_interval_s",
+        toml.integer(least=1, most=3600),
+        30,
+        "An agent says how it stands at least this often; after three times that, silence ends its stream",
+    ),
+    toml.Option(
+        "telemetry.keep_days", toml.integer(least=1, most=3650), 90, "Telemetry windows older than this are deleted"
+    ),
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ControllerSettings:
+    """What a controller is told from outside."""
+
+    data_dir: Path
+    listen: str = DEFAULT_LISTEN
+    enrol_listen: str | None = None
+    http: str | None = None
+    addresses: tuple[str, ...] = ()
+    status_interval_s: int = 30
+    keep_days: int = 90
+
+    @classmethod
+    def load(cls, path: Path) -> ControllerSettings:
+        """Return the settings of a file; a relative ``data_dir`` is relative to the file.
+
+        Raises:
+            SettingsError: The file cannot be read, or a key is unknown, of a wrong type or out of range.
+        """
+        found = toml.load_settings(path, OPTIONS)
+        return cls(
+            data_dir=path.absolute().parent / found["data_dir"],
+            listen=found["listen"],
+            enrol_listen=found["enrol_listen"],
+            http=found["http"],
+            addresses=found["addresses"],
+            status_interval_s=found["fleet.status_interval_s"],
+            keep_days=found["telemetry.keep_days"],
+        )
+
+
+def advertised(listen: str, names: tuple[str, ...] = ()) -> tuple[str, ...]:
+    """Return the addresses that others should use for a server that listens on ``listen``.
+
+    Args:
+        listen: HOST:PORT.
+        names: DNS names or addresses it is known by; they come first.
+    """
+    host, port = toml.parse_address(listen)
+    is_wildcard = host in ("0.0.0.0", "::")  # noqa: S104 - compared, not bound
+    hosts = [*names, *([] if is_wildcard else [host])] or [socket.gethostname()]
+    return tuple(with_port(host, port) for host in dict.fromkeys(hosts))
+
+
+def with_port(host: str, port: int) -> str:
+    """Return HOST:PORT, an IPv6 host in brackets."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

@@ -1,0 +1,234 @@
+"""A real controller in this process, on loopback ports, and real clients of it: an appliance and an admin."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import grpc
+import vedette.controller.adapters.grpc  # noqa: F401 - sets the lowest TLS version before grpc is imported
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from grpc import aio
+from vedette.controller.adapters.clock import SystemClock
+from vedette.controller.adapters.initialise import Plan, initialise
+from vedette.controller.adapters.keys import KeyRing
+from vedette.controller.app import MIGRATIONS, Controller, opened
+from vedette.controller.context import AdminContext
+from vedette.controller.domain.clock import Clock
+from vedette.controller.settings import ControllerSettings
+from vedette.models.assignment import SlotAssignment
+from vedette.models.release import RELEASE_TYPE, Release
+from vedette.models.signing import SigningKey, seal
+from vedette.wire import convert
+from vedette.wire.token import EnrolmentToken
+from vedette.wire.v1 import (
+    admin_pb2,
+    admin_pb2_grpc,
+    artifacts_pb2_grpc,
+    enrolment_pb2_grpc,
+    fleet_pb2,
+    fleet_pb2_grpc,
+    telemetry_pb2_grpc,
+)
+from vedette.wire.values import DesiredState, EnrolRequest, EnrolResponse, Facts, Hello, Status, Welcome
+
+from tests.support import documents
+
+TARGET = (("grpc.ssl_target_name_override", "vedette-controller"),)
+FACTS = Facts(agent_version="0.1", hostname="edge", architecture="x86_64", cpu_cores=2)
+
+
+@dataclass
+class MemoryRegistry:
+    """Signed releases in memory."""
+
+    key: SigningKey
+    envelopes: dict[str, bytes] = field(default_factory=dict)
+    numbers: dict[str, int] = field(default_factory=dict)
+
+    def add(self, release: Release) -> SlotAssignment:
+        """Keep a release; return what a slot needs to run it."""
+        self.envelopes[release.digest] = seal(RELEASE_TYPE, release.to_bytes(), self.key)
+        self.numbers[release.model] = max(release.version, self.numbers.get(release.model, 0))
+        return SlotAssignment(release.model, release.model, release.version, release.digest, release.builds[0].digest)
+
+    def envelope(self, release_digest: str) -> bytes | None:
+        return self.envelopes.get(release_digest)
+
+    def newest(self) -> dict[str, int]:
+        return self.numbers
+
+
+@dataclass
+class Running:
+    """A controller that serves."""
+
+    controller: Controller
+    registry: MemoryRegistry
+    context: AdminContext
+    keys: KeyRing
+
+    @asynccontextmanager
+    async def channel(
+        self, port: int, ca: bytes, key: bytes | None = None, certificate: bytes | None = None
+    ) -> AsyncIterator[aio.Channel]:
+        credentials = grpc.ssl_channel_credentials(ca, key, certificate)
+        async with aio.secure_channel(f"127.0.0.1:{port}", credentials, options=TARGET) as channel:
+            yield channel
+
+    @asynccontextmanager
+    async def admin(self) -> AsyncIterator[Any]:
+        """Yield the Admin stub of the first admin."""
+        pems = (self.context.ca.encode(), self.context.key.encode(), self.context.certificate.encode())
+        async with self.channel(self.controller.port, *pems) as channel:
+            yield admin_pb2_grpc.AdminStub(channel)
+
+    async def token(self, **terms: Any) -> EnrolmentToken:
+        """Return a new token."""
+        async with self.admin() as admin:
+            made = await admin.CreateToken(admin_pb2.CreateTokenRequest(**terms))
+        return EnrolmentToken.decode(made.token)
+
+    async def enrol(self, appliance: Appliance, token: EnrolmentToken, **changes: Any) -> EnrolResponse:
+        """Enrol an appliance with a token."""
+        request = EnrolRequest(**{
+            "token_id": token.token_id,
+            "token_secret": token.secret,
+            "certificate_request": appliance.request,
+            "facts": FACTS,
+            **changes,
+        })  # fmt: skip
+        async with self.channel(self.controller.enrol_port, self.keys.authority.pem) as channel:
+            stub: Any = enrolment_pb2_grpc.EnrolmentStub(channel)
+            response = convert.ENROL_RESPONSE.from_wire(await stub.Enrol(convert.ENROL_REQUEST.to_wire(request)))
+        appliance.enrolled(response)
+        return response
+
+    async def enrolled(self, name: str = "", **terms: Any) -> Appliance:
+        """Return a new appliance that has enrolled."""
+        appliance = Appliance(self)
+        await self.enrol(appliance, await self.token(**terms), name=name)
+        return appliance
+
+    def release(self, version: int = 1, model: str = "flow-threat") -> SlotAssignment:
+        """Register a release whose blobs are in the store."""
+        blobs = self.controller.blobs
+        content = f"{model} {version} ".encode() * 40_000
+        made = documents.release(
+            model=model,
+            version=version,
+            builds=(documents.Build("onnx-fp32", blobs.put(content), documents.Tolerance(1e-5, 0.0)),),
+            golden=blobs.put(b"golden" + content[:100]),
+            reference=blobs.put(b"reference" + content[:100]),
+        )
+        return self.registry.add(made)
+
+
+class Appliance:
+    """An agent as the controller sees it: a key, a certificate, a stream."""
+
+    def __init__(self, running: Running) -> None:
+        self._running = running
+        self._key = ec.generate_private_key(ec.SECP256R1())
+        self.certificate = b""
+        self.id = ""
+        self.name = ""
+
+    @property
+    def key(self) -> bytes:
+        return self._key.private_bytes(
+            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+        )
+
+    @property
+    def request(self) -> bytes:
+        name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "appliance")])
+        builder = x509.CertificateSigningRequestBuilder().subject_name(name)
+        return builder.sign(self._key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
+
+    def enrolled(self, response: EnrolResponse) -> None:
+        self.id, self.name, self.certificate = response.agent_id, response.name, response.certificate
+
+    @asynccontextmanager
+    async def channel(self) -> AsyncIterator[aio.Channel]:
+        running = self._running
+        async with running.channel(
+            running.controller.port, running.keys.authority.pem, self.key, self.certificate
+        ) as channel:
+            yield channel
+
+    @asynccontextmanager
+    async def connected(self, **hello: Any) -> AsyncIterator[Stream]:
+        """Yield the agent's stream, welcomed."""
+        async with self.channel() as channel:
+            stub: Any = fleet_pb2_grpc.FleetStub(channel)
+            stream = Stream(stub.Connect())
+            await stream.say(Hello(**{"facts": FACTS, "status": Status(), **hello}))
+            assert isinstance(await stream.hear(), Welcome)
+            yield stream
+            stream.call.cancel()
+
+    @asynccontextmanager
+    async def telemetry(self) -> AsyncIterator[Any]:
+        async with self.channel() as channel:
+            yield telemetry_pb2_grpc.TelemetryStub(channel)
+
+    @asynccontextmanager
+    async def artifacts(self) -> AsyncIterator[Any]:
+        async with self.channel() as channel:
+            yield artifacts_pb2_grpc.ArtifactsStub(channel)
+
+
+class Stream:
+    """One Connect call."""
+
+    def __init__(self, call: Any) -> None:
+        self.call = call
+
+    async def say(self, word: convert.AgentWord) -> None:
+        await self.call.write(convert.agent_word_to_wire(word))
+
+    async def hear(self) -> DesiredState | Welcome:
+        """Return the next word of the controller, or raise what ended the stream."""
+        message: fleet_pb2.ControllerMessage = await asyncio.wait_for(self.call.read(), 10)
+        if message is aio.EOF:
+            raise ConnectionError(await self.call.code(), await self.call.details())
+        return convert.controller_word_from_wire(message)
+
+
+def prepare(data_dir: Path) -> ControllerSettings:
+    """Initialise a controller that will serve on free loopback ports."""
+    plan = Plan(
+        data_dir=data_dir,
+        listen="127.0.0.1:0",
+        enrol_listen="127.0.0.1:0",
+        addresses=("127.0.0.1:0",),
+        admin_address="127.0.0.1:1",
+    )
+    initialise(plan, MIGRATIONS)
+    return ControllerSettings(data_dir=data_dir, listen="127.0.0.1:0", enrol_listen="127.0.0.1:0", status_interval_s=1)
+
+
+@asynccontextmanager
+async def running(settings: ControllerSettings, *, clock: Clock | None = None) -> AsyncIterator[Running]:
+    """Serve an initialised data directory until the block ends."""
+    keys = KeyRing.load(settings.data_dir)
+    with opened(settings) as database:
+        registry = MemoryRegistry(keys.release)
+        controller = Controller(settings, keys, database, registry, clock or SystemClock())
+        await controller.start()
+        try:
+            yield Running(controller, registry, AdminContext.load(settings.data_dir / "admin.toml"), keys)
+        finally:
+            await controller.stop()
+
+
+def code_of(error: aio.AioRpcError) -> str:
+    """Return our code of a failed call."""
+    return str(dict(error.trailing_metadata() or ()).get("vedette-code", ""))
