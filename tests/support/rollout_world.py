@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
 from vedette.controller.domain import rollout as machine
-from vedette.controller.domain.rollout import Candidate, Rollout, Sighting, SlotChoice
+from vedette.controller.domain.rollout import Candidate, Rollout, Sighting
 from vedette.controller.domain.rollout_plan import plan
 from vedette.controller.domain.waves import parse_waves
+from vedette.models.assignment import SlotAssignment
 from vedette.wire import views
 from vedette.wire.values import BuildRef, Facts, GenerationResult, Outcome, SlotState, SlotStatus
 
@@ -29,8 +30,8 @@ def version(number: int = 2, *, signed: bool = True, requires: str = ">=1.32") -
     )
 
 
-def choice(number: int) -> SlotChoice:
-    return SlotChoice(f"{MODEL}:{number}", f"sha256:release{number}", f"sha256:build{number}")
+def choice(number: int) -> SlotAssignment:
+    return SlotAssignment(MODEL, MODEL, number, f"sha256:release{number}", f"sha256:build{number}")
 
 
 def ref(number: int) -> BuildRef:
@@ -45,7 +46,7 @@ class PaperAgent:
     online: bool = True
     gone: bool = False
     active: int | None = 1
-    desired: SlotChoice | None = field(default_factory=lambda: choice(1))
+    desired: SlotAssignment | None = field(default_factory=lambda: choice(1))
     slot: SlotStatus | None = None
     errors: dict[str, str] = field(default_factory=dict)
     results: list[GenerationResult] = field(default_factory=list)
@@ -94,19 +95,9 @@ class World:
     def start(
         self, waves: str = "1,100%", *, soak_s: int = 30, timeout_s: int = 60, number: int = 2, selector: str = ""
     ) -> Rollout:
-        self.rollout = plan(
-            "7",
-            version(number),
-            [agent.candidate() for agent in self.agents.values() if not agent.gone],
-            selector=selector,
-            waves=parse_waves(waves.split(",")),
-            soak_s=soak_s,
-            timeout_s=timeout_s,
-            started_by="ana",
-            now=self.now,
-        )
+        self.rollout = plan_only(self, waves, soak_s=soak_s, timeout_s=timeout_s, number=number, selector=selector)
         self.act()
-        return self.rollout
+        return self.it
 
     @property
     def it(self) -> Rollout:
@@ -144,7 +135,7 @@ class World:
         """Let every agent that is online serve what it is assigned."""
         for agent in self.agents.values():
             if agent.online and not agent.gone and agent.desired is not None:
-                agent.active, agent.slot = int(agent.desired.version.rpartition(":")[2]), None
+                agent.active, agent.slot = agent.desired.version, None
 
     def downloading(self, name: str, done: int, total: int = 1000, number: int = 2) -> None:
         agent = self.agents[name]
@@ -185,7 +176,25 @@ class World:
         self.rollout = verb(self.it, "ana", self.now)
         self.act()
 
-    def with_rollout(self, rollout: Rollout) -> World:
-        """Return this world over another (older) stored form, as after a crash."""
-        self.rollout = replace(rollout)
-        return self
+
+def plan_only(
+    world: World,
+    waves: str = "1,100%",
+    *,
+    soak_s: int = 30,
+    timeout_s: int = 60,
+    number: int = 2,
+    selector: str = "",
+) -> Rollout:
+    """Return a rollout that is decided and of which nothing is done yet."""
+    return plan(
+        "7",
+        version(number),
+        [agent.candidate() for agent in world.agents.values() if not agent.gone],
+        selector=selector,
+        waves=parse_waves(waves.split(",")),
+        soak_s=soak_s,
+        timeout_s=timeout_s,
+        started_by="ana",
+        now=world.now,
+    )

@@ -9,8 +9,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
+from typing import Annotated
 
-from vedette.wire.values import Condition, Facts, Severity, SlotState
+from vedette.wire.values import Condition, Facts, Limit, Severity, SlotState
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -238,7 +239,7 @@ class Wave:
     """One wave of a rollout."""
 
     size: str = ""  # as asked for
-    members: tuple[Member, ...] = ()
+    members: Annotated[tuple[Member, ...], Limit(100_000)] = ()
     state: str = ""  # waiting | moving | soaking | passed | stopped
     soak_until: datetime | None = None
 

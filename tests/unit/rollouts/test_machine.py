@@ -13,10 +13,10 @@ import pytest
 from vedette.controller.domain import rollout as machine
 from vedette.controller.domain.errors import Refused
 from vedette.controller.domain.rollout import Pending
-from vedette.wire.values import Outcome
+from vedette.wire.values import GenerationResult, Outcome
 from vedette.wire.views import MemberState, RolloutState
 
-from tests.support.rollout_world import NOON, World, choice
+from tests.support.rollout_world import NOON, World, choice, plan_only
 
 # name: (agents, waves, story, members, state, part of the reason)
 STORIES: dict[str, tuple[int, str, str, str, str, str]] = {
@@ -331,6 +331,57 @@ def test_a_restart_gives_open_members_their_whole_time_again() -> None:
     assert world.states() == "a|ww"
     world.tick(1)
     assert world.it.state is RolloutState.STOPPED
+
+
+@pytest.mark.parametrize("days", [-365, 365])
+def test_a_stepped_clock_neither_ends_nor_stretches_a_wait(days: int) -> None:
+    world = _play(3, "1,100%", "move:0 tick tick:20")
+    step = timedelta(days=days)
+    world.now += step
+    world.rollout = machine.shifted(world.it, step)
+    world.tick(9)
+    assert world.states() == "m|ww"
+    world.tick(1)
+    assert world.states() == "m|aa"
+
+
+def test_a_clock_that_went_back_while_the_controller_was_down_stalls_nothing() -> None:
+    world = _play(3, "1,100%", "")
+    world.now -= timedelta(days=365)
+    world.rollout = machine.recovered(world.it, world.now)
+    world.tick(60)
+    assert world.it.state is RolloutState.STOPPED
+
+
+@pytest.mark.parametrize("code", ["old-sequence", "expired"])
+def test_a_refusal_that_is_issued_again_by_itself_is_no_verdict(code: str) -> None:
+    world = _play(3, "1,100%", "")
+    canary = world.agents[world.order()[0]]
+    canary.results.append(GenerationResult(sequence=1, outcome=Outcome.REFUSED, code=code, reason="renumbered"))
+    world.tick()
+    assert world.states() == "a|ww"
+
+
+def test_refusing_a_later_assignment_that_still_has_the_version_is_refusing_it() -> None:
+    world = _play(3, "1,100%", "")
+    world.answer(world.order()[0], Outcome.REFUSED, sequence=2)
+    world.tick()
+    assert world.states() == "r|ww"
+
+
+def test_a_version_that_cannot_be_assigned_has_failed_there() -> None:
+    world = World(2)
+    planned = plan_only(world)
+    first = planned.members[0]
+    barred = machine.barred(planned, {first.agent_id: "it has 16 slots, limit 16"}, world.now)
+    assert barred.state is RolloutState.STOPPED
+    assert "16 slots" in barred.reason
+
+
+def test_what_cannot_be_taken_back_is_left() -> None:
+    world = _play(2, "1,100%", "")
+    ended = machine.abort(world.it, "ana", world.now)
+    assert machine.pending_actions(machine.barred(ended, {world.order()[0]: "gone"}, world.now)) == ()
 
 
 def test_next_due_is_the_next_instant_at_which_time_alone_matters() -> None:

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 from vedette.controller.domain import rollout as machine
 from vedette.controller.domain.errors import ControllerError, InvalidInput, Refused
-from vedette.controller.domain.rollout import Rollout, owed
+from vedette.controller.domain.rollout import Rollout, Standing, owed
 from vedette.controller.domain.rollout_plan import DEFAULT_TIMEOUT_S, choose_build, plan
 from vedette.controller.domain.waves import parse_waves
 from vedette.wire import views
@@ -152,31 +152,23 @@ def test_every_refusal_says_what_to_do() -> None:
         assert caught.value.code
 
 
-def _succeeded(world: World, selector: str = "site=s1") -> Rollout:
-    world.start("100%", soak_s=0, selector=selector)
-    world.obey()
-    world.tick()
-    return world.it
+OLD, NEW, OTHER = (
+    Standing("flow-threat", "flow-threat:1", ""),
+    Standing("flow-threat", "flow-threat:2", "site=s1"),
+    Standing("plain", "plain:4", "site=s1"),
+)
 
 
-def test_a_late_joiner_that_matches_gets_the_version() -> None:
-    done = _succeeded(World(3))
-    assert owed([done], "new", lambda selector: selector == "site=s1") is done
-    assert owed([done], "new", lambda selector: False) is None
+def test_a_late_joiner_gets_the_newest_version_of_each_model_whose_rollout_selects_it() -> None:
+    assert owed([OTHER, NEW, OLD], lambda selector: True) == (OTHER, NEW)
 
 
-def test_a_member_is_owed_nothing_since_the_rollout_decided_about_it() -> None:
-    assert owed([_succeeded(World(3))], "1", lambda selector: True) is None
+def test_a_late_joiner_that_the_newest_does_not_select_gets_an_older_one() -> None:
+    assert owed([OTHER, NEW, OLD], lambda selector: selector == "") == (OLD,)
 
 
-def test_rollouts_that_did_not_succeed_owe_nothing_but_older_ones_still_do() -> None:
-    done = _succeeded(World(3))
-    aborted = World(3)
-    aborted.start(selector="")
-    aborted.apply("abort")
-    running = World(3).start(selector="")
-    assert owed([running, aborted.it, done], "new", lambda selector: True) is done
-    assert owed([running, aborted.it], "new", lambda selector: True) is None
+def test_nothing_stands_when_no_rollout_selects_it() -> None:
+    assert owed([OTHER, NEW], lambda selector: False) == ()
 
 
 def test_a_plan_is_decided_before_anything_is_done() -> None:

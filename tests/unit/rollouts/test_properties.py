@@ -35,7 +35,7 @@ class RolloutMachine(RuleBasedStateMachine):
     def an_agent_obeys(self, index: int) -> None:
         agent = self.world.agents[self._agent(index)]
         if agent.online and not agent.gone and agent.desired is not None:
-            self.world.move(agent.id, number=int(agent.desired.version.rpartition(":")[2]))
+            self.world.move(agent.id, number=agent.desired.version)
 
     @rule(index=st.integers(0, AGENTS - 1), done=st.integers(0, 1000))
     def an_agent_downloads(self, index: int, done: int) -> None:

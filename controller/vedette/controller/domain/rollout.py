@@ -39,7 +39,9 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from enum import StrEnum
 
+from vedette.controller.domain.desired import REISSUE_CODES
 from vedette.controller.domain.errors import Refused
+from vedette.models.assignment import SlotAssignment
 from vedette.wire import views
 from vedette.wire.values import BuildRef, Facts, GenerationResult, Outcome, SlotState, SlotStatus
 from vedette.wire.views import MemberState, RolloutState
@@ -58,15 +60,6 @@ _STAGES = (
     SlotState.TESTED,
     SlotState.ACTIVE,
 )
-
-
-@dataclass(frozen=True, slots=True)
-class SlotChoice:
-    """What a slot shall run."""
-
-    version: str  # MODEL:N
-    release: str  # digest of the release document
-    build: str  # digest
 
 
 class Pending(StrEnum):
@@ -106,7 +99,7 @@ class Candidate:
     agent_id: str
     name: str
     facts: Facts | None = None
-    desired: SlotChoice | None = None  # of the rollout's slot
+    desired: SlotAssignment | None = None  # of the rollout's slot
     sighting: Sighting
 
 
@@ -117,7 +110,7 @@ class Member:
     agent_id: str
     name: str
     build: str  # chosen for its hardware
-    before: SlotChoice | None = None  # desired when the rollout was planned
+    before: SlotAssignment | None = None  # desired when the rollout was planned
     state: MemberState = MemberState.WAITING
     reason: str = ""
     pending: Pending = Pending.NOTHING
@@ -177,9 +170,14 @@ class Rollout:
         """Tell whether nothing can change any more."""
         return self.state in ENDED
 
-    def choice(self, member: Member) -> SlotChoice:
+    @property
+    def number(self) -> int:
+        """Return the number of the version."""
+        return int(self.version.rpartition(":")[2])
+
+    def choice(self, member: Member) -> SlotAssignment:
         """Return what the rollout wants of a member."""
-        return SlotChoice(self.version, self.release, member.build)
+        return SlotAssignment(self.model, self.model, self.number, self.release, member.build)
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,7 +186,7 @@ class Action:
 
     agent_id: str
     slot: str
-    choice: SlotChoice | None  # None: the slot is taken away
+    choice: SlotAssignment | None  # None: the slot is emptied
 
 
 def begin(rollout: Rollout, sightings: Iterable[Sighting], now: datetime) -> Rollout:
@@ -263,25 +261,34 @@ def recovered(rollout: Rollout, now: datetime) -> Rollout:
     """Return it as a controller that just started should go on with it.
 
     Nobody listened while it was down: open deadlines and a running soak start anew, so that a restart costs time and
-    never evidence. What is pending stays pending.
+    never evidence, whatever the clock says by then. What is pending stays pending.
     """
-    if rollout.has_ended:
-        return rollout
-    least = now + timedelta(seconds=rollout.timeout_s)
+    deadline = now + timedelta(seconds=rollout.timeout_s)
     soaked = now + timedelta(seconds=rollout.soak_s)
+    return _retimed(rollout, lambda _: deadline, lambda _: soaked)
 
-    def stretch(member: Member) -> Member:
+
+def shifted(rollout: Rollout, by: timedelta) -> Rollout:
+    """Return it after the clock was stepped: what is left of every wait stays what it was."""
+    return _retimed(rollout, lambda at: at + by, lambda at: at + by)
+
+
+def _retimed(
+    rollout: Rollout, deadline: Callable[[datetime], datetime], soak: Callable[[datetime], datetime]
+) -> Rollout:
+    def member_retimed(member: Member) -> Member:
         if member.state not in _OPEN or member.deadline is None:
             return member
-        return replace(member, deadline=max(member.deadline, least))
+        return replace(member, deadline=deadline(member.deadline))
 
-    waves = tuple(
-        replace(wave, soak_until=max(wave.soak_until, soaked))
-        if wave.state is WaveState.SOAKING and wave.soak_until
-        else wave
-        for wave in rollout.waves
-    )
-    return _each_member(replace(rollout, waves=waves), stretch)
+    def wave_retimed(wave: Wave) -> Wave:
+        if wave.state is not WaveState.SOAKING or wave.soak_until is None:
+            return wave
+        return replace(wave, soak_until=soak(wave.soak_until))
+
+    if rollout.has_ended:
+        return rollout
+    return _each_member(replace(rollout, waves=tuple(wave_retimed(wave) for wave in rollout.waves)), member_retimed)
 
 
 def pending_actions(rollout: Rollout) -> tuple[Action, ...]:
@@ -310,6 +317,24 @@ def performed(rollout: Rollout, sequences: Mapping[str, int]) -> Rollout:
     return _each_member(rollout, settle)
 
 
+def barred(rollout: Rollout, reasons: Mapping[str, str], now: datetime) -> Rollout:
+    """Return it after pending actions turned out impossible; ``reasons`` has each agent's.
+
+    A version that cannot be assigned has failed there; what cannot be taken back is left.
+    """
+
+    def settle(member: Member) -> Member:
+        reason = reasons.get(member.agent_id)
+        if reason is None or member.pending is Pending.NOTHING:
+            return member
+        if member.pending is Pending.WITHDRAW:
+            return replace(member, pending=Pending.NOTHING)
+        return replace(member, pending=Pending.NOTHING, state=MemberState.FAILED, reason=reason)
+
+    rollout = _each_member(rollout, settle)
+    return rollout if rollout.has_ended else _judged(rollout, now)
+
+
 def next_due(rollout: Rollout, now: datetime) -> datetime | None:
     """Return when time alone may change it next; None when only news or a person can."""
     if rollout.has_ended:
@@ -321,24 +346,27 @@ def next_due(rollout: Rollout, now: datetime) -> datetime | None:
     return min((at for at in due if at > now), default=None)
 
 
-def owed(history: Sequence[Rollout], agent_id: str, matches: Callable[[str], bool]) -> Rollout | None:
-    """Return the rollout whose version an agent that came later should get, if any.
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """A rollout that succeeded: what it rolled out is what agents that its selector matches shall run."""
+
+    model: str
+    version: str
+    selector: str
+
+
+def owed(standing: Iterable[Standing], matches: Callable[[str], bool]) -> tuple[Standing, ...]:
+    """Return what an agent that came later shall run, at most one a model.
 
     Args:
-        history: Rollouts of one model, newest first.
-        agent_id: The agent.
+        standing: Newest first, without those older than a rollout that had the agent as a member: that one decided.
         matches: Tells whether a selector (its text) selects the agent.
-
-    Returns:
-        The newest that succeeded and selects it; None when a newer one already had the agent as a member, since that
-        one decided about it.
     """
-    for rollout in history:
-        if any(member.agent_id == agent_id for member in rollout.members):
-            return None
-        if rollout.state is RolloutState.SUCCEEDED and matches(rollout.selector):
-            return rollout
-    return None
+    newest: dict[str, Standing] = {}
+    for item in standing:
+        if item.model not in newest and matches(item.selector):
+            newest[item.model] = item
+    return tuple(newest.values())
 
 
 def _seen(member: Member, sighting: Sighting, rollout: Rollout, now: datetime) -> Member:
@@ -386,19 +414,26 @@ def _failure(member: Member, sighting: Sighting, target: BuildRef) -> tuple[Memb
     """Return the state and reason of a member that the version failed on, None when it did not."""
     if not member.sequence:
         return None
-    serves = _serves(sighting.slot, target)
-    for result in sighting.results:
-        if result.sequence == member.sequence and result.outcome is Outcome.REFUSED:
-            return MemberState.REFUSED, _result_text(result)
-        # Another slot of the same assignment may be what failed: a slot that serves the version has not.
-        if result.sequence == member.sequence and result.outcome is Outcome.FAILED and not serves:
-            return MemberState.FAILED, _result_text(result)
     slot = sighting.slot
-    if slot is not None and not serves and _gave_up(slot, target):
+    if _serves(slot, target):
+        # Also when a result says otherwise: then another slot of the same assignment is what failed.
+        return _fell_back(member, sighting, target) if member.state is MemberState.MOVED else None
+    for result in sighting.results:
+        if _refuses(member, result):
+            return MemberState.REFUSED, _result_text(result)
+        if result.sequence == member.sequence and result.outcome is Outcome.FAILED:
+            return MemberState.FAILED, _result_text(result)
+    if slot is not None and _gave_up(slot, target):
         return MemberState.FAILED, slot.reason
-    if member.state is MemberState.MOVED:
-        return _fell_back(member, sighting, target)
-    return None
+    return _fell_back(member, sighting, target) if member.state is MemberState.MOVED else None
+
+
+def _refuses(member: Member, result: GenerationResult) -> bool:
+    """Tell whether a refusal is of the assignment with the version, or of a later one that still has it."""
+    if result.outcome is not Outcome.REFUSED or result.code in REISSUE_CODES:  # those are issued again by themselves
+        return False
+    has_it = member.state is not MemberState.WAITING
+    return result.sequence == member.sequence or (has_it and result.sequence > member.sequence)
 
 
 def _gave_up(slot: SlotStatus, target: BuildRef) -> bool:
@@ -427,7 +462,7 @@ def _holds_up(member: Member, now: datetime) -> bool:
 
 
 def _target(rollout: Rollout, member: Member) -> BuildRef:
-    return BuildRef(model=rollout.model, version=int(rollout.version.rpartition(":")[2]), build=member.build)
+    return BuildRef(model=rollout.model, version=rollout.number, build=member.build)
 
 
 def _serves(slot: SlotStatus | None, target: BuildRef) -> bool:
@@ -544,7 +579,9 @@ def _paused(rollout: Rollout, reason: str, now: datetime) -> Rollout:
 def _closed(rollout: Rollout, state: RolloutState, reason: str, now: datetime) -> Rollout:
     rollout = _each_member(rollout, _withdrawn)
     waves = tuple(
-        replace(wave, state=WaveState.STOPPED) if wave.state in (WaveState.MOVING, WaveState.SOAKING) else wave
+        replace(wave, state=WaveState.STOPPED, soak_until=None)
+        if wave.state in (WaveState.MOVING, WaveState.SOAKING)
+        else wave
         for wave in rollout.waves
     )
     return replace(_told(rollout, now, f"{state}: {reason}"), waves=waves, state=state, reason=reason, ended=now)
