@@ -9,14 +9,28 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from vedette.controller.adapters.blobs import BlobStore
 from vedette.controller.adapters.children import Children
+from vedette.controller.adapters.recipes import RecipeShelf
 from vedette.controller.adapters.sqlite import datasets as dataset_store
+from vedette.controller.adapters.sqlite import registry as registry_store
+from vedette.controller.adapters.sqlite import runs as run_store
 from vedette.controller.adapters.sqlite.database import Database
 from vedette.controller.services.datasets import DatasetService
-from vedette.wire.views import DataImport, LabelImport
+from vedette.controller.services.registry import RegistryService
+from vedette.controller.services.runs import RunService
+from vedette.controller.services.workshop import Workshop
+from vedette.models.signing import SigningKey
+from vedette.wire.views import DataImport, LabelImport, Version
 
 CAPTURES = Path(__file__).parents[2] / "controller/vedette/controller/data/captures"
+
+
+KEY = SigningKey(Ed25519PrivateKey.from_private_bytes(bytes(32)))
+"""Fixed, so that what one process signed another proves."""
+
+SHELF = RecipeShelf(Path(__file__).parent / "recipes")
 
 
 class StepClock:
@@ -37,20 +51,28 @@ class StepClock:
 class DataRoom:
     """The stores and the service of one controller's data."""
 
-    database: Database
-    blobs: BlobStore
-    children: Children
+    shop: Workshop
     service: DatasetService
+    registry: RegistryService
+    versions: registry_store.RegistryStore
+    runs: RunService
     root: Path
 
     @property
+    def blobs(self) -> BlobStore:
+        return self.shop.blobs
+
+    @property
     def store(self) -> dataset_store.DatasetStore:
-        return dataset_store.DatasetStore(self.database)
+        return dataset_store.DatasetStore(self.shop.database)
 
     async def data(self, dataset: str, content: bytes | Path, file_format: str, name: str = "") -> DataImport:
         raw = _raw(content)
         label = name or (content.name if isinstance(content, Path) else "upload")
         return await self.service.import_data(dataset, file_format, label, len(raw), pieces(raw))
+
+    async def model(self, name: str, content: bytes, file_name: str = "model.onnx") -> Version:
+        return await self.registry.register(name, file_name, len(content), pieces(content))
 
     async def labels(self, dataset: str, content: bytes | Path) -> LabelImport:
         raw = _raw(content)
@@ -76,16 +98,23 @@ async def pieces(raw: bytes, size: int = 65_536) -> AsyncIterator[bytes]:
 
 
 @contextmanager
-def data_room(root: Path, *, max_upload_bytes: int = 64 << 20) -> Iterator[DataRoom]:
+def data_room(
+    root: Path, *, max_upload_bytes: int = 64 << 20, runs: type[run_store.RunStore] | None = None
+) -> Iterator[DataRoom]:
     """Open the stores under a folder; closed when the block ends, whatever happened."""
-    (root / "staging").mkdir(parents=True, exist_ok=True)
+    for name in ("staging", "runs"):
+        (root / name).mkdir(parents=True, exist_ok=True)
     database = Database(root / "controller.db")
     try:
-        database.migrate(dataset_store.MIGRATIONS)
-        blobs, children = BlobStore(root / "blobs"), Children()
-        service = DatasetService(
-            database, blobs, children, root / "staging", StepClock(), max_upload_bytes=max_upload_bytes
-        )
-        yield DataRoom(database, blobs, children, service, root)
+        for migrations in (dataset_store.MIGRATIONS, run_store.MIGRATIONS, registry_store.MIGRATIONS):
+            database.migrate(migrations)
+        shop = Workshop(
+            database, BlobStore(root / "blobs"), Children(), root / "staging", root / "runs", StepClock()
+        )  # fmt: skip
+        store = registry_store.RegistryStore(database, KEY)
+        service = DatasetService(shop, max_upload_bytes=max_upload_bytes)
+        registry = RegistryService(shop, store)
+        made = (runs or run_store.RunStore)(database)
+        yield DataRoom(shop, service, registry, store, RunService(shop, service, registry, SHELF, store=made), root)
     finally:
         database.close()

@@ -114,7 +114,16 @@ def line(nodes: int) -> ModelProto:
 
 
 def unknown_width() -> ModelProto:
-    return made.model([made.tree_node()], [("x", FLOATS, ["N", "F"])], [("y", FLOATS, ["N", 1])])
+    trees = made.tree_node()
+    trees.input[0] = "h"
+    return made.model(
+        [helper.make_node("Identity", ["x"], ["h"]), trees], [("x", FLOATS, ["N", 4])], [("y", FLOATS, ["N", 1])]
+    )
+
+
+def variable_columns() -> ModelProto:
+    spec = [("x", FLOATS, ["N", "F"])], [("y", FLOATS, ["N", "F"])]
+    return made.model([helper.make_node("Relu", ["x"], ["y"])], *spec)
 
 
 HOSTILE: list[tuple[str, str, Callable[[], ModelProto]]] = [
@@ -144,6 +153,7 @@ HOSTILE: list[tuple[str, str, Callable[[], ModelProto]]] = [
     ("dimensions that overflow", "tensor", lambda: lying_dims(1 << 32, 1 << 32)),
     ("dimensions without end", "tensor", lambda: lying_dims(*[2] * 17)),
     ("a fixed batch", "batch", fixed_batch),
+    ("variable columns", "batch", variable_columns),
     ("strings", "ports", string_input),
     ("a sequence of maps", "ports", map_output),
     ("10,001 nodes in a line", "nodes", lambda: line(10_001)),

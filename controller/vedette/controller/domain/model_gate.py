@@ -284,6 +284,10 @@ def _check_ports(graph: GraphProto, limits: GateLimits) -> tuple[tuple[Port, ...
         if not port.shape or port.shape[0] != -1:
             text = f"input {port.name!r} declares shape {list(port.shape)}; its first dimension is the rows of a batch"
             raise ModelRefused("batch", f"{text} and must be variable (export with a dynamic batch)")
+        if -1 in port.shape[1:]:
+            raise ModelRefused(
+                "batch", f"input {port.name!r} declares shape {list(port.shape)}; only its rows may vary"
+            )
     return inputs, outputs
 
 

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+from vedette.controller.domain import errors
 from vedette.controller.domain.errors import ControllerError
 from vedette.models.errors import ModelsError
 
@@ -103,7 +104,8 @@ def _limit(job: Mapping[str, Any]) -> None:
 
 def _described(exc: Exception, job: Mapping[str, Any]) -> dict[str, str]:
     if isinstance(exc, ControllerError):
-        kind = type(exc).__name__
+        # the nearest class the parent knows: a part's own subclass may live in a module it must not import
+        kind = next(base.__name__ for base in type(exc).__mro__ if base.__module__ == errors.__name__)
         return {"kind": kind, "code": exc.code, "what": exc.what, "why": exc.why, "remedy": exc.remedy}
     if isinstance(exc, MemoryError):
         why = f"the child may use {job['memory_bytes']} bytes ({job['memory_setting']})"

@@ -13,15 +13,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from vedette.controller.adapters.blobs import BlobStore
-from vedette.controller.adapters.children import ChildLimits, Children
-from vedette.controller.adapters.sqlite.database import Database
+from vedette.controller.adapters.children import ChildLimits
 from vedette.controller.adapters.sqlite.datasets import DatasetStore, Form
 from vedette.controller.adapters.uploads import receive
 from vedette.controller.domain import datasets, labels
-from vedette.controller.domain.clock import Clock
 from vedette.controller.domain.datasets import Counted, Manifest, Part
 from vedette.controller.domain.errors import InvalidInput, Refused
+from vedette.controller.services.workshop import Workshop
 from vedette.models.documents import digest_of
 from vedette.wire.views import DataImport, Dataset, LabelImport, Snapshot
 
@@ -36,32 +34,16 @@ class DatasetService:
     """Everything the CLI does with data. All methods belong to the controller's event loop.
 
     Args:
-        database: With the migrations of ``adapters.sqlite.datasets``.
-        blobs: Holds uploads' parts and manifests.
-        children: Runs the parsing.
-        staging: An existing folder for jobs; what is left there from before a crash is of no use to anyone.
-        clock: Dates what is stored.
+        workshop: Where the work is done.
         limits: Of one child.
         max_upload_bytes: Of one file, as uploaded and decompressed.
     """
 
     def __init__(
-        self,
-        database: Database,
-        blobs: BlobStore,
-        children: Children,
-        staging: Path,
-        clock: Clock,
-        *,
-        limits: ChildLimits | None = None,
-        max_upload_bytes: int = MAX_UPLOAD_BYTES,
+        self, workshop: Workshop, *, limits: ChildLimits | None = None, max_upload_bytes: int = MAX_UPLOAD_BYTES
     ) -> None:
-        self._database = database
-        self._store = DatasetStore(database)
-        self._blobs = blobs
-        self._children = children
-        self._staging = staging
-        self._clock = clock
+        self._shop = workshop
+        self._store = DatasetStore(workshop.database)
         self._limits = limits or ChildLimits(memory_bytes=1536 << 20, memory_setting="import.memory", deadline_s=3600)
         self._max_upload_bytes = max_upload_bytes
 
@@ -85,23 +67,23 @@ class DatasetService:
         """
         datasets.check_dataset_name(dataset)
         datasets.check_format(file_format)
-        name = _file_name(file_name)
+        name = safe_file_name(file_name)
         with self._job_folder() as folder:
             upload = folder / "upload"
             digest = await receive(pieces, upload, total, self._max_upload_bytes)
-            known = await self._database.run(self._store.find_import, dataset, digest)
+            known = await self._shop.database.run(self._store.find_import, dataset, digest)
             if known is not None:
                 return known
             said = await self._parse(dataset, file_format, name, upload)
-            blob = await asyncio.to_thread(self._blobs.put_file, folder / _PART_FILE)
+            blob = await asyncio.to_thread(self._shop.blobs.put_file, folder / _PART_FILE)
         exporters = tuple(said["exporters"])
         part = Part(name, digest, blob.digest, blob.size, said["rows"], said["first_ms"], said["last_ms"], exporters)
         form = Form(said["kind"], tuple((column, kind) for column, kind in said["columns"]), file_format)
-        now = self._clock.now()
-        return await self._database.run(self._store.add_import, dataset, form, part, said["reasons"], now)
+        now = self._shop.clock.now()
+        return await self._shop.database.run(self._store.add_import, dataset, form, part, said["reasons"], now)
 
     async def _parse(self, dataset: str, file_format: str, name: str, upload: Path) -> dict[str, Any]:
-        form = await self._database.run(self._store.form, dataset)
+        form = await self._shop.database.run(self._store.form, dataset)
         arguments = {
             "file": str(upload),
             "format": file_format,
@@ -112,7 +94,7 @@ class DatasetService:
             "max_bytes": self._max_upload_bytes,
         }
         job = "vedette.controller.jobs.import_data"
-        return await self._children.run(job, upload.parent, arguments, limits=self._limits)
+        return await self._shop.children.run(job, upload.parent, arguments, limits=self._limits)
 
     async def import_labels(self, dataset: str, file_name: str, total: int, pieces: Pieces) -> LabelImport:
         """Add the windows of a label file to a dataset.
@@ -127,8 +109,8 @@ class DatasetService:
             await receive(pieces, upload, total, labels.MAX_LABEL_FILE_BYTES)
             data = upload.read_bytes()
         windows = labels.parse_label_file(data)
-        now, name = self._clock.now(), _file_name(file_name)
-        return await self._database.run(self._store.add_labels, dataset, name, digest_of(data), windows, now)
+        now, name = self._shop.clock.now(), safe_file_name(file_name)
+        return await self._shop.database.run(self._store.add_labels, dataset, name, digest_of(data), windows, now)
 
     async def create_snapshot(self, dataset: str) -> Snapshot:
         """Fix what a dataset holds now; the same content gives the snapshot it already was.
@@ -137,18 +119,18 @@ class DatasetService:
             NotFound: There is no such dataset.
             Refused: A table has labels of its own and a label file besides.
         """
-        contents = await self._database.run(self._store.contents, dataset)
+        contents = await self._shop.database.run(self._store.contents, dataset)
         if contents.windows and contents.form.kind != datasets.FLOWS:
             why = f"dataset {dataset} is a table and has {len(contents.windows)} label windows, which are for flows"
             raise Refused("labels-unusable", "the snapshot cannot be made", why, f"a column {datasets.LABEL_COLUMN!r}")
         arguments = {
             "kind": contents.form.kind,
-            "parts": [[str(self._blobs.path(part.digest)), part.file_name] for part in contents.parts],
+            "parts": [[str(self._shop.blobs.path(part.digest)), part.file_name] for part in contents.parts],
             "windows": [window.to_value() for window in contents.windows],
         }
         with self._job_folder() as folder:
             job = "vedette.controller.jobs.count_labels"
-            said = await self._children.run(job, folder, arguments, limits=self._limits)
+            said = await self._shop.children.run(job, folder, arguments, limits=self._limits)
         counted = Counted.from_value(said)
         manifest = Manifest(
             dataset=dataset,
@@ -159,7 +141,7 @@ class DatasetService:
             labels=counted.labels,
             findings=datasets.findings(counted, contents.windows, labels.BENIGN),
         )
-        return await self._database.run(self._store.add_snapshot, manifest, self._clock.now())
+        return await self._shop.database.run(self._store.add_snapshot, manifest, self._shop.clock.now())
 
     async def snapshot(self, name: str) -> tuple[Snapshot, Manifest]:
         """Return a snapshot by ``DATASET@N``.
@@ -168,7 +150,7 @@ class DatasetService:
             InvalidInput: The name has another form.
             NotFound: There is none of that name.
         """
-        return await self._database.run(self._store.snapshot, *datasets.parse_snapshot_name(name))
+        return await self._shop.database.run(self._store.snapshot, *datasets.parse_snapshot_name(name))
 
     async def dataset(self, name: str) -> Dataset:
         """Return one dataset, whole.
@@ -176,20 +158,24 @@ class DatasetService:
         Raises:
             NotFound: There is none of that name.
         """
-        return await self._database.run(self._store.dataset, name)
+        return await self._shop.database.run(self._store.dataset, name)
 
     async def datasets(self) -> tuple[Dataset, ...]:
         """Return all datasets by name, in short."""
-        return await self._database.run(self._store.datasets)
+        return await self._shop.database.run(self._store.datasets)
 
     @contextmanager
     def _job_folder(self) -> Iterator[Path]:
-        with tempfile.TemporaryDirectory(dir=self._staging, prefix="job-") as folder:
+        with tempfile.TemporaryDirectory(dir=self._shop.staging, prefix="job-") as folder:
             yield Path(folder)
 
 
-def _file_name(text: str) -> str:
-    """Return the last part of a path as a client wrote it: only its name is provenance."""
+def safe_file_name(text: str) -> str:
+    """Return the last part of a path as a client wrote it: only its name is provenance.
+
+    Raises:
+        InvalidInput: It is empty, too long or holds what cannot be printed.
+    """
     name = text.replace("\\", "/").rpartition("/")[2]
     if not 1 <= len(name) <= _MAX_FILE_NAME or not name.isprintable():
         why = f"{text[:80]!r} has a name of {len(name)} characters, allowed 1 to {_MAX_FILE_NAME} printable ones"

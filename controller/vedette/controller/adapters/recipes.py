@@ -1,0 +1,78 @@
+"""Where recipes lie: inside the wheel as data, or in a checkout's ``models/recipes``.
+
+Only their descriptions are read here; their code is loaded by the training child alone.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from importlib import resources
+from pathlib import Path
+
+from vedette.controller.domain.errors import InvalidInput, NotFound, StoreFailed
+from vedette.models.recipes import MAX_RECIPE_BYTES, RecipeError, RecipeSpec
+
+_DESCRIPTION = "recipe.toml"
+
+
+def recipes_folder() -> Path:
+    """Return the folder of the installed recipes.
+
+    Raises:
+        StoreFailed: This installation has none.
+    """
+    packaged = Path(str(resources.files("vedette.controller"))) / "data" / "recipes"
+    checkout = Path(__file__).parents[4] / "models" / "recipes"  # an editable installation runs from the sources
+    for folder in (packaged, checkout):
+        if folder.is_dir():
+            return folder
+    raise StoreFailed("no-recipes", "this installation has no recipes", f"looked in {packaged} and {checkout}")
+
+
+class RecipeShelf:
+    """Recipes in the folders of one folder, each named as its folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def names(self) -> tuple[str, ...]:
+        """Return the names of all recipes."""
+        return tuple(sorted(path.parent.name for path in self.folder.glob(f"*/{_DESCRIPTION}")))
+
+    def spec(self, name: str) -> RecipeSpec:
+        """Return a recipe's description.
+
+        Raises:
+            NotFound: There is none of that name; the message names the nearest.
+            InvalidInput: Its description is broken.
+        """
+        known = self.names()
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            why = f"did you mean {near[0]}?" if near else f"known are {', '.join(known) or 'none'}"
+            raise NotFound("recipe-unknown", f"there is no recipe {name[:80]}", why, "vedette train --help")
+        try:
+            with (self.folder / name / _DESCRIPTION).open("rb") as file:
+                return RecipeSpec.from_bytes(file.read(MAX_RECIPE_BYTES + 1))
+        except (OSError, RecipeError) as exc:
+            raise InvalidInput("bad-recipe", f"recipe {name} is broken", str(exc)) from exc
+
+
+def check_parameters(spec: RecipeSpec, given: Mapping[str, str]) -> None:
+    """Judge what was set before anything runs.
+
+    Raises:
+        InvalidInput: A name is unknown (the nearest is named), or a value is of the wrong type or out of range.
+    """
+    known = [parameter.name for parameter in spec.parameters]
+    strange = next((name for name in given if name not in known), None)
+    if strange is not None:
+        near = difflib.get_close_matches(strange, known, n=1)
+        why = f"did you mean {near[0]}?" if near else f"known are {', '.join(known) or 'none'}"
+        what = f"recipe {spec.name} has no parameter {strange[:80]!r}"
+        raise InvalidInput("parameter-unknown", what, why, f"vedette train {spec.name} --help")
+    try:
+        spec.resolve(given)
+    except RecipeError as exc:
+        raise InvalidInput("bad-parameter", "a parameter does not fit", str(exc), f"vedette train {spec.name}") from exc

@@ -1,0 +1,183 @@
+"""Versions of models: their names, what a new one must be, and the release that describes it.
+
+A version is a number in a line of models; numbers grow by one and are never used twice. What registers it (a run, an
+uploaded file) is its source: the same source registered again is the version it already became.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+from vedette.controller.domain.errors import InvalidInput, Refused
+from vedette.controller.domain.model_gate import Port
+from vedette.models.documents import DocumentError
+from vedette.models.release import Blob, Build, Release, TensorSpec, Tolerance, check_model_name
+from vedette.models.schema import MAX_FEATURES, Feature, FeatureSchema
+from vedette.wire import views
+
+ONNX_FP32 = "onnx-fp32"
+REQUIRES = {"onnxruntime": ">=1.32"}
+"""The oldest runtime seen to survive the hostile models of docs/models.md; older ones read files a model names."""
+
+EXACT = Tolerance(absolute=1e-5, relative=1e-4)
+"""For the same float32 graph on another processor: its kernels add in another order."""
+
+FLOW_INPUT, SCORE, LABEL, PROBABILITIES = "features", "score", "label", "probabilities"
+
+_REFERENCE = re.compile(r"([a-z0-9._-]{1,64}):([1-9][0-9]{0,8})")
+_KIND_NOTE, _LABELS_NOTE, _THRESHOLD_NOTE = "vedette.kind", "vedette.labels", "vedette.threshold"
+_MAX_LABELS = 1_024
+
+
+def check_name(model: str) -> str:
+    """Return a model's name unchanged when it may be one.
+
+    Raises:
+        InvalidInput: It may not.
+    """
+    try:
+        return check_model_name(model)
+    except DocumentError as exc:
+        raise InvalidInput("bad-name", "the model's name is refused", str(exc), "--name plain") from exc
+
+
+def parse_version_name(text: str) -> tuple[str, int]:
+    """Return model and number of ``MODEL:N``.
+
+    Raises:
+        InvalidInput: The text has another form.
+    """
+    match = _REFERENCE.fullmatch(text)
+    if match is None:
+        raise InvalidInput("bad-version", f"{text[:80]!r} names no version", "a version is MODEL:N", "flow-threat:1")
+    return match[1], int(match[2])
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """All of a release but its number and date."""
+
+    model: str
+    kind: str
+    schema: FeatureSchema | None
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    labels: tuple[str, ...]
+    threshold: float
+    builds: tuple[Build, ...]
+    golden: Blob
+    reference: Blob | None = None
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    lineage: Mapping[str, str] = field(default_factory=dict)
+
+    def release(self, number: int, created: datetime) -> Release:
+        """Return the release of that number."""
+        values = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        return Release(version=number, created=created, **values)
+
+
+@dataclass(frozen=True, slots=True)
+class FlowClaim:
+    """What a file says of itself when it wants to be a flow model."""
+
+    labels: tuple[str, ...]
+    threshold: float
+
+
+def flow_claim(notes: Mapping[str, str]) -> FlowClaim | None:
+    """Return what the file's metadata claims, or None when it is a plain tensor model.
+
+    Raises:
+        Refused: It claims a kind that does not exist, or to be a flow model without its labels or threshold.
+    """
+    kind = notes.get(_KIND_NOTE, "tensor")
+    if kind == "tensor":
+        return None
+    if kind != "flow":
+        raise _unfit(f"its metadata says {_KIND_NOTE} = {kind[:40]!r}, known are flow and tensor")
+    try:
+        labels = json.loads(notes.get(_LABELS_NOTE, "null"))
+        threshold = float(notes.get(_THRESHOLD_NOTE, "absent"))
+    except (ValueError, RecursionError) as exc:
+        raise _unfit(f"its metadata must have {_LABELS_NOTE} (a JSON list) and {_THRESHOLD_NOTE}: {exc}") from exc
+    if not isinstance(labels, list) or not 2 <= len(labels) <= _MAX_LABELS or not _all_names(labels):
+        raise _unfit(f"{_LABELS_NOTE} is not a list of 2 to {_MAX_LABELS} different texts of 1 to 128 characters")
+    if not 0.0 <= threshold <= 1.0:
+        raise _unfit(f"{_THRESHOLD_NOTE} is {threshold}, allowed 0 to 1")
+    return FlowClaim(tuple(labels), threshold)
+
+
+def _all_names(labels: list[Any]) -> bool:
+    return all(isinstance(label, str) and 1 <= len(label) <= 128 for label in labels) and len(set(labels)) == len(
+        labels
+    )
+
+
+def _unfit(why: str) -> Refused:
+    remedy = "docs/models.md says what a flow model reads and answers"
+    return Refused("model-does-not-fit", "the model does not fit the flow schema", why, remedy)
+
+
+def check_flow_fit(
+    inputs: Sequence[Port], outputs: Sequence[Port], labels: Sequence[str], schema: FeatureSchema
+) -> None:
+    """Judge whether tensors are those of a flow model: what the agent feeds it and what it must answer.
+
+    Raises:
+        Refused: One is absent, or of another type or shape; names what was found and what is expected.
+    """
+    wanted_in = {FLOW_INPUT: ("float32", (-1, len(schema)))}
+    wanted_out = {SCORE: ("float32", (-1,)), LABEL: ("int64", (-1,)), PROBABILITIES: ("float32", (-1, len(labels)))}
+    for what, ports, wanted in (("input", inputs, wanted_in), ("output", outputs, wanted_out)):
+        found = {port.name: (port.dtype, port.shape) for port in ports}
+        for name, (dtype, shape) in wanted.items():
+            if found.get(name) != (dtype, shape):
+                have = "absent" if name not in found else f"{found[name][0]}{list(found[name][1])}"
+                raise _unfit(f"{what} {name!r} is {have}, expected {dtype}{list(shape)} (schema {schema.name})")
+        strange = sorted(set(found) - set(wanted))
+        if strange:
+            raise _unfit(f"{what} {strange[0][:80]!r} is none of a flow model's: {', '.join(wanted)}")
+
+
+def specs(ports: Sequence[Port]) -> tuple[TensorSpec, ...]:
+    """Return ports as a release names them."""
+    return tuple(TensorSpec(port.name, port.dtype, port.shape) for port in ports)
+
+
+def tensor_schema(model: str, inputs: Sequence[Port]) -> FeatureSchema | None:
+    """Return a schema with a feature for each column of the inputs, or None where that has no sense or is too much."""
+    features: list[Feature] = []
+    for port in inputs:
+        if len(port.shape) > 2 or len(features) + port.shape[-1] > MAX_FEATURES:
+            return None
+        width = port.shape[1] if len(port.shape) == 2 else 1
+        names = [f"{port.name}[{column}]" for column in range(width)] if len(port.shape) == 2 else [port.name]
+        features += [Feature(name, "", f"column of input {port.name}", port.dtype) for name in names]
+    return FeatureSchema(model, tuple(features), "tensor") if len(features) <= MAX_FEATURES else None
+
+
+def view(release: Release, signed_by: tuple[str, ...]) -> views.Version:
+    """Return a version as admins see it."""
+    return views.Version(
+        version=release.name,
+        model=release.model,
+        number=release.version,
+        kind=release.kind,
+        digest=release.digest,
+        schema_digest=release.schema.digest if release.schema else "",
+        created=release.created,
+        builds=tuple(
+            views.Build(digest=build.digest, kind=build.kind, bytes=build.blob.size, requires=build.requires)
+            for build in release.builds
+        ),
+        metrics=release.metrics,
+        lineage=release.lineage,
+        labels=release.labels,
+        threshold=release.threshold,
+        signed_by=signed_by,
+    )

@@ -1,0 +1,52 @@
+"""The job behind ``vedette model register``: an uploaded ``.onnx`` through the gate, with golden rows made for it.
+
+Argument: ``file``. Leaves ``model.onnx`` and ``golden.bin`` in its folder; the result says what the model is.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from vedette.controller.domain.errors import Refused
+from vedette.controller.domain.model_gate import ModelRefused, check_size
+from vedette.controller.domain.registry import check_flow_fit, flow_claim
+from vedette.controller.jobs import examine, harness
+from vedette.models.flows.features import FLOW_SCHEMA
+from vedette.models.golden import Golden
+
+MODEL_FILE, GOLDEN_FILE = "model.onnx", "golden.bin"
+
+
+def main(job: harness.Job) -> dict[str, Any]:
+    """Do the job."""
+    path = Path(job.arguments["file"])
+    try:
+        check_size(path.stat().st_size)
+        job.progress(0.1, "examining")
+        examined = examine.examine(path.read_bytes())
+        claim = flow_claim(examined.notes)
+        if claim is not None:
+            check_flow_fit(examined.inputs, examined.outputs, claim.labels, FLOW_SCHEMA)
+        job.progress(0.6, "making golden rows")
+        golden = Golden(*examine.golden_rows(examined.data, examined.inputs))
+    except ModelRefused as exc:
+        raise refused(exc) from exc
+    harness.replace(job.folder / MODEL_FILE, examined.data)
+    harness.replace(job.folder / GOLDEN_FILE, golden.to_bytes())
+    return {
+        "inputs": [[port.name, port.dtype, port.shape] for port in examined.inputs],
+        "outputs": [[port.name, port.dtype, port.shape] for port in examined.outputs],
+        "repaired": list(examined.repaired),
+        "flow": {"labels": claim.labels, "threshold": claim.threshold} if claim else None,
+    }
+
+
+def refused(exc: ModelRefused) -> Refused:
+    """Return the public error of a gate's verdict."""
+    return Refused(f"model-{exc.code}", "the model is refused", str(exc), "docs/models.md lists what a model may be")
+
+
+if __name__ == "__main__":
+    sys.exit(harness.run(main))

@@ -1,0 +1,347 @@
+"""Training runs as a service: asked for, carried out one at a time, watched, carried on after a restart.
+
+Every step is stored before it acts (``domain.runs``). Work that a killed controller left half done is done again from
+the start of its step; registering is idempotent by the run's name, so no version appears twice.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import shutil
+from collections.abc import AsyncIterator, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from vedette.controller.adapters.children import ChildLimits, Children, Log
+from vedette.controller.adapters.recipes import RecipeShelf, check_parameters
+from vedette.controller.adapters.sqlite.runs import NewRun, RunStore
+from vedette.controller.domain import datasets, registry, runs
+from vedette.controller.domain.errors import ControllerError, Refused
+from vedette.controller.domain.registry import Draft
+from vedette.controller.domain.runs import RunEvent, RunRecord
+from vedette.controller.jobs import harness
+from vedette.controller.services.datasets import DatasetService
+from vedette.controller.services.registry import RegistryService, ports
+from vedette.controller.services.workshop import Workshop
+from vedette.models.release import Build
+from vedette.models.schema import FeatureSchema
+from vedette.models.version import __version__
+from vedette.wire.views import Run, RunState
+
+logger = logging.getLogger(__name__)
+
+_JOB = "vedette.controller.training.child"
+_LOG_FILE = "log.txt"
+_SCHEMA_OF_KIND = {datasets.FLOWS: "flow", datasets.TABLE: "tensor"}
+_STEPS = {
+    RunState.QUEUED: "waiting for its turn",
+    RunState.TRAINING: "training",
+    RunState.CONVERTING: "converting",
+    RunState.REGISTERING: "registering",
+    RunState.SUCCEEDED: "done",
+    RunState.FAILED: "failed",
+}
+
+
+@dataclass(slots=True)
+class _Live:
+    """What of an unfinished run is in memory only, and those who watch it."""
+
+    fraction: float = 0.0
+    doing: str = ""
+    log: Log = field(default_factory=Log)
+    changed: asyncio.Event = field(default_factory=asyncio.Event)
+    task: asyncio.Task[None] | None = None
+
+    def tell(self, fraction: float, doing: str) -> None:
+        self.fraction, self.doing = fraction, doing
+        self.wake()
+
+    def wake(self) -> None:
+        """Wake everyone who waits now; those who come later wait for the next change."""
+        self.changed.set()
+        self.changed = asyncio.Event()
+
+
+class RunService:
+    """Everything the CLI does with runs. All methods belong to the controller's event loop.
+
+    Args:
+        workshop: Where the work is done.
+        data: Gives snapshots.
+        versions: Registers what was trained.
+        shelf: Of recipes.
+        limits: Of the training child.
+        store: Of runs, over the workshop's database.
+    """
+
+    def __init__(
+        self,
+        workshop: Workshop,
+        data: DatasetService,
+        versions: RegistryService,
+        shelf: RecipeShelf,
+        *,
+        limits: ChildLimits | None = None,
+        store: RunStore | None = None,
+    ) -> None:
+        self._shop = workshop
+        self._data = data
+        self._versions = versions
+        self._shelf = shelf
+        self._limits = limits or ChildLimits()
+        self._store = store or RunStore(workshop.database)
+        self._turn = Children(at_once=1)  # trainings wait for each other, never for an import
+        self._live: dict[str, _Live] = {}
+
+    async def start(self, recipe: str, snapshot: str, parameters: Mapping[str, str], model: str = "") -> Run:
+        """Queue a run and return it at once.
+
+        Args:
+            recipe: Its name.
+            snapshot: ``DATASET@N``.
+            parameters: As people type them; all others keep their defaults.
+            model: The line the version joins; the recipe's name when empty.
+
+        Raises:
+            InvalidInput: A name or parameter is wrong.
+            NotFound: No such recipe or snapshot.
+            Refused: The recipe takes another kind of rows.
+        """
+        spec = self._shelf.spec(recipe)
+        check_parameters(spec, parameters)
+        name = registry.check_name(model or recipe)
+        _, manifest = await self._data.snapshot(snapshot)
+        if spec.schema != _SCHEMA_OF_KIND[manifest.kind]:
+            why = f"recipe {recipe} takes {spec.schema} rows, snapshot {snapshot} holds {manifest.kind}"
+            raise Refused("other-kind", "the recipe cannot use the snapshot", why)
+        new = NewRun(recipe, snapshot, name, parameters)
+        record = await self._shop.database.run(self._store.add, new, self._shop.clock.now())
+        self._carry_out(record)
+        return self._view(record)
+
+    async def resume(self) -> None:
+        """Carry on what a stopped or killed controller left unfinished. Call once, after the database is open."""
+        for record in await self._shop.database.run(self._store.unfinished):
+            logger.info("run %s goes on from state %s", record.run, record.state)
+            self._carry_out(record)
+
+    async def stop(self) -> None:
+        """End all work now; unfinished runs go on at the next start."""
+        tasks = [live.task for live in self._live.values() if live.task is not None]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def cancel(self, run: str) -> Run:
+        """End a run: its process is gone and it has failed when this returns. A run that has ended stays as it is.
+
+        Raises:
+            NotFound: There is none of that name.
+        """
+        record = await self._shop.database.run(self._store.get, run)
+        live = self._live.get(run)
+        if live is not None and live.task is not None:
+            live.task.cancel()
+            await asyncio.gather(live.task, return_exceptions=True)
+            record = await self._shop.database.run(self._store.get, run)
+            if not record.is_over:
+                await self._fail(record, live, "cancelled by an admin")
+            self._live.pop(run, None)
+        return await self.get(run)
+
+    async def get(self, run: str) -> Run:
+        """Return a run by name.
+
+        Raises:
+            NotFound: There is none of that name.
+        """
+        return self._view(await self._shop.database.run(self._store.get, run))
+
+    async def all(self) -> tuple[Run, ...]:
+        """Return the newest runs, newest first, without their logs."""
+        records = await self._shop.database.run(self._store.all)
+        return tuple(self._view(record, with_log=False) for record in records)
+
+    async def watch(self, run: str) -> AsyncIterator[Run]:
+        """Yield a run now and at every change, the last time when it has ended. Changes may be left out, never the end.
+
+        Raises:
+            NotFound: There is none of that name.
+        """
+        while True:
+            live = self._live.get(run)
+            changed = live.changed if live is not None else None
+            seen = await self.get(run)
+            yield seen
+            if seen.state in runs.ENDS or changed is None:
+                return
+            await changed.wait()
+
+    def _carry_out(self, record: RunRecord) -> None:
+        live = self._live[record.run] = _Live(doing=_STEPS[record.state])
+        for line in _read_log(self._folder(record)):  # of before a restart
+            live.log.add(line)
+        live.task = asyncio.create_task(self._work(record, live), name=f"run {record.run}")
+
+    async def _work(self, record: RunRecord, live: _Live) -> None:
+        try:
+            while not record.is_over:
+                record = await self._advance(record, live)
+        except ControllerError as exc:
+            await self._fail(record, live, ". ".join(filter(None, (exc.what, exc.why, exc.remedy))))
+        except Exception:
+            logger.exception("run %s failed for a reason of our own", record.run)
+            await self._fail(record, live, "the controller failed; its log says why")
+        self._live.pop(record.run, None)
+        live.wake()
+
+    async def _advance(self, record: RunRecord, live: _Live) -> RunRecord:
+        """Do the work of a state and return the record of the next; what is stored is never behind what was done."""
+        begun = runs.begin(record)
+        if begun is None:
+            times = f"{record.starts} times"
+            raise Refused("run-repeats", f"the controller ended {times} while it was {record.state}")
+        record = begun
+        await self._shop.database.run(self._store.save, record)
+        live.tell(0.0, _STEPS[record.state])
+        match record.state:
+            case RunState.QUEUED:
+                event = RunEvent.STARTED
+            case RunState.TRAINING:
+                await self._phase(record, live, "train")
+                event = RunEvent.TRAINED
+            case RunState.CONVERTING:
+                await self._phase(record, live, "convert")
+                event = RunEvent.CONVERTED
+            case _:
+                record = await self._register(record)
+                event = RunEvent.REGISTERED
+        return await self._store_step(record, event, live)
+
+    async def _store_step(self, record: RunRecord, event: RunEvent, live: _Live) -> RunRecord:
+        record = runs.step(record, event, self._shop.clock.now())
+        await self._shop.database.run(self._store.save, record)
+        logger.info("run %s is %s", record.run, record.state)
+        if record.is_over:
+            await asyncio.to_thread(_tidy, self._folder(record))
+        live.tell(0.0, _STEPS[record.state])
+        return record
+
+    async def _phase(self, record: RunRecord, live: _Live, phase: str) -> None:
+        _, manifest = await self._data.snapshot(record.snapshot)
+        work = self._folder(record)
+        job_folder = work / phase
+        job_folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        arguments = {
+            "phase": phase,
+            "recipe": str(self._shelf.folder / record.recipe),
+            "parameters": dict(record.parameters),
+            "kind": manifest.kind,
+            "columns": manifest.columns,
+            "parts": [[str(self._shop.blobs.path(part.digest)), part.file_name] for part in manifest.parts],
+            "windows": [window.to_value() for window in manifest.windows],
+            "work": str(work),
+        }
+        try:
+            await self._turn.run(
+                _JOB, job_folder, arguments, limits=self._limits, follow=live.tell, log=live.log
+            )  # fmt: skip
+        finally:
+            await asyncio.to_thread(_write_log, work, live.log)
+
+    async def _register(self, record: RunRecord) -> RunRecord:
+        _, manifest = await self._data.snapshot(record.snapshot)
+        work = self._folder(record)
+        said = await asyncio.to_thread(_read_result, work / "convert")
+        stored = {name: await asyncio.to_thread(self._shop.blobs.put_file, work / name) for name in _ARTEFACTS}
+        draft = _draft(record, said, stored, manifest)
+        version = await self._versions.add(draft, f"run:{record.run}")
+        return replace(record, version=version.version, metrics=draft.metrics)
+
+    async def _fail(self, record: RunRecord, live: _Live, error: str) -> None:
+        failed = runs.step(replace(record, error=error[:2000]), RunEvent.FAILED, self._shop.clock.now())
+        with _logged(record.run):
+            await self._shop.database.run(self._store.save, failed)
+            await asyncio.to_thread(_tidy, self._folder(record))
+        logger.warning("run %s failed: %s", record.run, error)
+        live.tell(0.0, _STEPS[RunState.FAILED])
+
+    def _folder(self, record: RunRecord) -> Path:
+        return self._shop.runs / record.run
+
+    def _view(self, record: RunRecord, *, with_log: bool = True) -> Run:
+        live = self._live.get(record.run)
+        if live is None or record.is_over:
+            lines = [line.decode("utf-8", "replace") for line in _read_log(self._folder(record))] if with_log else []
+            fraction, doing = 0.0, _STEPS[record.state]
+        else:
+            lines, fraction, doing = list(live.log.lines), live.fraction, live.doing
+        return runs.view(record, fraction=fraction, doing=doing, log_tail=tuple(lines[-runs.LOG_TAIL :]))
+
+
+_ARTEFACTS = ("model.onnx", "golden.bin", "reference.bin", "evaluation.json")
+
+
+def _draft(record: RunRecord, said: Mapping[str, Any], stored: Mapping[str, Any], manifest: datasets.Manifest) -> Draft:
+    schema = FeatureSchema.from_bytes(said["schema"].encode())
+    return Draft(
+        model=record.model,
+        kind=said["kind"],
+        schema=schema,
+        inputs=registry.specs(ports(said["inputs"])),
+        outputs=registry.specs(ports(said["outputs"])),
+        labels=tuple(said["labels"]),
+        threshold=said["threshold"],
+        builds=(Build(registry.ONNX_FP32, stored["model.onnx"], registry.EXACT, registry.REQUIRES),),
+        golden=stored["golden.bin"],
+        reference=stored["reference.bin"],
+        metrics=said["metrics"],
+        lineage={
+            "origin": "run",
+            "run": record.run,
+            "recipe": record.recipe,
+            "snapshot": record.snapshot,
+            "snapshot_digest": manifest.digest,
+            "evaluation": stored["evaluation.json"].digest,
+            "vedette": __version__,
+        }
+        | {f"parameter.{name}": value for name, value in record.parameters.items()},
+    )
+
+
+def _read_result(folder: Path) -> dict[str, Any]:
+    """Return what the conversion said; it was stored before the state that reads it."""
+    return dict(json.loads((folder / harness.RESULT_FILE).read_bytes())["result"])
+
+
+def _write_log(work: Path, log: Log) -> None:
+    harness.replace(work / _LOG_FILE, "".join(line + "\n" for line in log.lines).encode())
+
+
+def _read_log(work: Path) -> list[bytes]:
+    try:
+        return (work / _LOG_FILE).read_bytes().splitlines()
+    except FileNotFoundError:
+        return []
+
+
+def _tidy(work: Path) -> None:
+    """Remove what only an unfinished run needs; the log stays."""
+    for path in work.glob("*"):
+        if path.name == _LOG_FILE:
+            continue
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+@contextlib.contextmanager
+def _logged(run: str) -> Iterator[None]:
+    """Keep a failure to store a failure from ending the task: the run then goes on at the next start."""
+    try:
+        yield
+    except ControllerError:
+        logger.exception("the failure of run %s could not be stored", run)
