@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -36,7 +36,16 @@ from vedette.wire.v1 import (
     fleet_pb2_grpc,
     telemetry_pb2_grpc,
 )
-from vedette.wire.values import DesiredState, EnrolRequest, EnrolResponse, Facts, Hello, Status, Welcome
+from vedette.wire.values import (
+    DesiredState,
+    EnrolRequest,
+    EnrolResponse,
+    Facts,
+    GenerationResult,
+    Hello,
+    Status,
+    Welcome,
+)
 
 from tests.support import documents
 
@@ -65,6 +74,34 @@ class MemoryRegistry:
         return self.numbers
 
 
+class Changes:
+    """An observer that lets a test wait for what agents say to be taken in."""
+
+    def __init__(self) -> None:
+        self._changed = asyncio.Event()
+
+    async def until(self, holds: Callable[[], Awaitable[bool]]) -> None:
+        """Return once a condition holds; it is asked again at each change."""
+        async with asyncio.timeout(10):
+            while True:
+                self._changed.clear()
+                if await holds():
+                    return
+                await self._changed.wait()
+
+    async def on_status(self, agent_id: str, status: Status) -> None:
+        self._changed.set()
+
+    async def on_result(self, agent_id: str, result: GenerationResult) -> None:
+        self._changed.set()
+
+    async def on_presence(self, agent_id: str, *, is_online: bool) -> None:
+        self._changed.set()
+
+    async def on_enrolled(self, agent_id: str) -> None:
+        self._changed.set()
+
+
 @dataclass
 class Running:
     """A controller that serves."""
@@ -73,6 +110,10 @@ class Running:
     registry: MemoryRegistry
     context: AdminContext
     keys: KeyRing
+    changes: Changes = field(default_factory=Changes)
+
+    def __post_init__(self) -> None:
+        self.controller.fleet.subscribe(self.changes)
 
     @asynccontextmanager
     async def channel(
@@ -116,10 +157,10 @@ class Running:
         await self.enrol(appliance, await self.token(**terms), name=name)
         return appliance
 
-    def release(self, version: int = 1, model: str = "flow-threat") -> SlotAssignment:
+    def release(self, version: int = 1, model: str = "flow-threat", repeats: int = 40_000) -> SlotAssignment:
         """Register a release whose blobs are in the store."""
         blobs = self.controller.blobs
-        content = f"{model} {version} ".encode() * 40_000
+        content = f"{model} {version} ".encode() * repeats
         made = documents.release(
             model=model,
             version=version,

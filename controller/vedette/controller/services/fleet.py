@@ -193,7 +193,7 @@ class Fleet:
             InvalidInput: It reports an impossible sequence.
         """
         entry = self._entry(agent_id)
-        _check_sequence(hello.highest_sequence)
+        _check_sequence(max(hello.highest_sequence, hello.status.desired_sequence))
         if entry.session:
             why = f"a newer one came from {address}"
             entry.session.end(Refused("stream-replaced", "another stream of this agent took over", why))
@@ -202,10 +202,14 @@ class Fleet:
         entry.reported_sequence = max(entry.reported_sequence, hello.highest_sequence)
         entry.record = replace(entry.record, facts=hello.facts, address=address, is_online=True)
         session.welcome(Welcome(time=self._clock.now(), status_interval_s=self._settings.status_interval_s))
-        await self._catch_up(entry, session, hello)
-        await self._tell(lambda observer: observer.on_presence(agent_id, is_online=True))
-        await self._on_status(entry, hello.status)
         logger.info("agent %s connected from %s", entry.record.name, address)
+        try:
+            await self._catch_up(entry, session, hello)
+            await self._tell(lambda observer: observer.on_presence(agent_id, is_online=True))
+            await self._on_status(entry, hello.status)
+        except BaseException:  # the call was cancelled, say: nobody else would note that this stream is no more
+            await self.disconnected(session)
+            raise
         return session
 
     async def _catch_up(self, entry: _Entry, session: Session, hello: Hello) -> None:
@@ -238,6 +242,7 @@ class Fleet:
         session.heard_s = self._clock.monotonic()
         match word:
             case Status():
+                _check_sequence(word.desired_sequence)
                 await self._on_status(entry, word)
             case GenerationResult():
                 await self._on_result(entry, session, word)
@@ -265,7 +270,6 @@ class Fleet:
                 session.end(Unavailable("stream-silent", "no status came on this stream", why))
 
     async def _on_status(self, entry: _Entry, status: Status) -> None:
-        _check_sequence(status.desired_sequence)
         entry.reported_sequence = max(entry.reported_sequence, status.desired_sequence)
         entry.record = replace(entry.record, status=status, seen=self._clock.now())
         self._write_soon(entry)
