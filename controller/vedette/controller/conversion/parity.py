@@ -91,7 +91,7 @@ def check_parity(
             shape than declared, or is not finite where the reference is.
     """
     given = rows if isinstance(rows, ParityRows) else ParityRows(rows, np.full(len(rows), -1, np.int64))
-    session = _session(onnx_bytes)
+    session = open_session(onnx_bytes)
     _check_shapes(session, given.rows)
     expected = dict(reference(given.rows))
     skip = np.asarray(expected.pop(UNDECIDED, np.zeros(len(given.rows), np.bool_)))
@@ -131,7 +131,8 @@ def _compare(
     return wrong, why, float(kept.max()) if kept.size else 0.0
 
 
-def _session(onnx_bytes: bytes) -> Any:
+def open_session(onnx_bytes: bytes) -> Any:
+    """Return an onnxruntime session of one thread on the CPU."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()

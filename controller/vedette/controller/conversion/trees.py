@@ -1,8 +1,9 @@
 """Decision trees as the flat lists that a TreeEnsemble node of ONNX holds.
 
-Written from the models' own dumps rather than through onnxmltools and skl2onnx: those keep LightGBM's float64 thresholds
-as the nearest float32 (7 % of the classes flip on rows of times and byte counters, measured with onnxmltools 1.16 in
-tests/unit/conversion), declare a label for one row, and spread an isolation forest over some thousand nodes.
+Written from the models' own dumps rather than through onnxmltools and skl2onnx: those keep LightGBM's float64
+thresholds as the nearest float32 (7 % of the classes flip on rows of times and byte counters, measured with onnxmltools
+1.16 on the rows of tests/unit/conversion), declare a label for one row, and spread an isolation forest over some
+thousand nodes.
 
 Source: TreeEnsembleRegressor, https://onnx.ai/onnx/operators/ (domain ai.onnx.ml, version 3).
 """
