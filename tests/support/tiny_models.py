@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -82,6 +83,39 @@ def flow_outputs(features: npt.NDArray[np.float32], bias: float = 0.0) -> dict[s
 
 def flow_rows(rows: int, seed: int = 7) -> npt.NDArray[np.float32]:
     return np.random.default_rng(seed).normal(size=(rows, FEATURES)).astype(np.float32)
+
+
+_MLP_WIDTHS = (40, 128, 64, 5)
+
+
+def mlp_specs() -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
+    """Return inputs and outputs of :func:`mlp_model`."""
+    first, last = _MLP_WIDTHS[0], _MLP_WIDTHS[-1]
+    return (TensorSpec("features", "float32", (-1, first)),), (TensorSpec("probabilities", "float32", (-1, last)),)
+
+
+def mlp_rows(rows: int) -> npt.NDArray[np.float32]:
+    return np.random.default_rng(rows).normal(size=(rows, _MLP_WIDTHS[0])).astype(np.float32)
+
+
+def mlp_model() -> bytes:
+    """Return a perceptron of 40-128-64-5 with random weights, for benchmarks."""
+    value, node = helper.make_tensor_value_info, helper.make_node
+    random = np.random.default_rng(1)
+    nodes, constants, at = [], {}, "features"
+    for layer, (wide, narrow) in enumerate(itertools.pairwise(_MLP_WIDTHS)):
+        constants[f"w{layer}"] = random.normal(size=(wide, narrow), scale=wide**-0.5).astype(np.float32)
+        constants[f"b{layer}"] = np.zeros(narrow, np.float32)
+        nodes.append(node("Gemm", [at, f"w{layer}", f"b{layer}"], [f"g{layer}"]))
+        nodes.append(node("Relu", [f"g{layer}"], [f"r{layer}"]))
+        at = f"r{layer}"
+    nodes.append(node("Softmax", [at], ["probabilities"], axis=1))
+    return model_bytes(
+        nodes,
+        [value("features", TensorProto.FLOAT, ["n", _MLP_WIDTHS[0]])],
+        [value("probabilities", TensorProto.FLOAT, ["n", _MLP_WIDTHS[-1]])],
+        constants,
+    )
 
 
 def tripwire_model() -> bytes:

@@ -89,6 +89,7 @@ class WorkerSettings:
     test_deadline_s: float = 10.0  # of a batch of golden samples, before anything is known of the model's pace
     load_timeout_s: float = 60.0
     arena: bool = False  # off saves 3 to 9 MB
+    spin_us: int = 100  # both sides look so long for the other's word before they sleep; 0 on a single core
 
     def __post_init__(self) -> None:
         if not 1 <= self.in_flight <= AREAS:
@@ -154,6 +155,9 @@ class Worker:
         self._head_since = 0.0
         self._timer: asyncio.TimerHandle | None = None
         self._requests = 0
+        self._run_us = 0.0  # of a row, as the worker tells it: only good for the choice to spin
+        self._spin_rest = self._spin_skips = 0  # requests to let pass without spinning, after a vain one and from now
+        self._spin_us = settings.spin_us if len(os.sched_getaffinity(0)) > 1 else 0
         self._cause: str | None = None
         self._stderr = -1
         self._doorbell: socket.socket
@@ -237,6 +241,7 @@ class Worker:
             "max_rows": self._plan.max_rows,
             "variable_bytes": self._plan.variable_bytes,
             "arena": settings.arena,
+            "spin_us": self._spin_us,
         }
         return json.dumps(described | limits).encode()
 
@@ -281,7 +286,27 @@ class Worker:
         wanted_s = self.deadline_s(rows) if deadline_s is None else deadline_s
         batch = _Batch(self._requests, area, rows, wanted_s, self._loop.create_future())
         self._send(batch)
+        if self._spin_skips:
+            self._spin_skips -= 1
+        elif self._run_us * rows < self._spin_us:
+            # First everything else that is ready: other batches leave before we look for this one's answer, and who
+            # asks again and again keeps the loop from nothing.
+            await asyncio.sleep(0)
+            self._spin(batch)
         return await batch.answer
+
+    def _spin(self, batch: _Batch) -> None:
+        """Look for a quick answer before the loop sleeps: waking either side costs more than a small model.
+
+        Measured on 2 virtual cores, perceptron 40-128-64-5, one row, p50 of 2,000 and CPU of both processes: without
+        130 us and 125 us; with 33 us and 69 us (tests/bench/bench_worker.py).
+        """
+        end = self._loop.time() + self._spin_us / 1e6
+        while not batch.answer.done() and self._loop.time() < end:
+            self._read()
+        # On a busy host the worker has no core to answer from: then looking is only in its way, so look less and less.
+        self._spin_rest = 0 if batch.answer.done() else min(2 * self._spin_rest + 1, 255)
+        self._spin_skips = self._spin_rest
 
     def deadline_s(self, rows: int) -> float:
         """Return how long a batch of that many rows may take."""
@@ -336,7 +361,7 @@ class Worker:
     def _take(self, record: bytes) -> None:
         try:
             head = self._flying[0] if self._flying else None
-            kind, area, code, request, _ = RECORD.unpack(record) if len(record) == RECORD.size else (0,) * 5
+            kind, area, code, request, took_us = RECORD.unpack(record) if len(record) == RECORD.size else (0,) * 5
             if head is None or (area, request) != (head.area, head.request) or kind not in (Kind.DONE, Kind.FAILED):
                 raise RingError(f"record {record.hex()} answers nothing that was asked")
             place = self._areas[area]
@@ -344,6 +369,7 @@ class Worker:
         except RingError as exc:
             self._lose(f"the worker broke the rules: {exc}")
             return
+        self._run_us += 0.1 * (took_us / head.rows - self._run_us)
         self._finish(head, result)
 
     def _finish(self, head: _Batch, result: dict[str, Array] | InferenceError) -> None:
