@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +18,14 @@ from grpc import aio
 from vedette.controller.adapters.clock import SystemClock
 from vedette.controller.adapters.initialise import Plan, initialise
 from vedette.controller.adapters.keys import KeyRing
-from vedette.controller.app import MIGRATIONS, Controller, opened
+from vedette.controller.adapters.sqlite.registry import RegistryStore
+from vedette.controller.app import Controller, opened
 from vedette.controller.context import AdminContext
 from vedette.controller.domain.clock import Clock
+from vedette.controller.domain.registry import Draft
+from vedette.controller.rooms import MIGRATIONS
 from vedette.controller.settings import ControllerSettings
 from vedette.models.assignment import SlotAssignment
-from vedette.models.release import RELEASE_TYPE, Release
-from vedette.models.signing import SigningKey, seal
 from vedette.wire import convert
 from vedette.wire.token import EnrolmentToken
 from vedette.wire.v1 import (
@@ -51,27 +52,6 @@ from tests.support import documents
 
 TARGET = (("grpc.ssl_target_name_override", "vedette-controller"),)
 FACTS = Facts(agent_version="0.1", hostname="edge", architecture="x86_64", cpu_cores=2)
-
-
-@dataclass
-class MemoryRegistry:
-    """Signed releases in memory."""
-
-    key: SigningKey
-    envelopes: dict[str, bytes] = field(default_factory=dict)
-    numbers: dict[str, int] = field(default_factory=dict)
-
-    def add(self, release: Release) -> SlotAssignment:
-        """Keep a release; return what a slot needs to run it."""
-        self.envelopes[release.digest] = seal(RELEASE_TYPE, release.to_bytes(), self.key)
-        self.numbers[release.model] = max(release.version, self.numbers.get(release.model, 0))
-        return SlotAssignment(release.model, release.model, release.version, release.digest, release.builds[0].digest)
-
-    def envelope(self, release_digest: str) -> bytes | None:
-        return self.envelopes.get(release_digest)
-
-    def newest(self) -> dict[str, int]:
-        return self.numbers
 
 
 class Changes:
@@ -107,13 +87,12 @@ class Running:
     """A controller that serves."""
 
     controller: Controller
-    registry: MemoryRegistry
     context: AdminContext
     keys: KeyRing
     changes: Changes = field(default_factory=Changes)
 
     def __post_init__(self) -> None:
-        self.controller.fleet.subscribe(self.changes)
+        self.controller.rooms.fleet.subscribe(self.changes)
 
     @asynccontextmanager
     async def channel(
@@ -158,17 +137,19 @@ class Running:
         return appliance
 
     def release(self, version: int = 1, model: str = "flow-threat", repeats: int = 40_000) -> SlotAssignment:
-        """Register a release whose blobs are in the store."""
-        blobs = self.controller.blobs
+        """Register the next version of a model, its blobs in the store; the same version again is the same."""
+        blobs = self.controller.rooms.blobs
         content = f"{model} {version} ".encode() * repeats
-        made = documents.release(
+        template = documents.release(
             model=model,
-            version=version,
             builds=(documents.Build("onnx-fp32", blobs.put(content), documents.Tolerance(1e-5, 0.0)),),
             golden=blobs.put(b"golden" + content[:100]),
             reference=blobs.put(b"reference" + content[:100]),
         )
-        return self.registry.add(made)
+        draft = Draft(**{item.name: getattr(template, item.name) for item in fields(Draft)})
+        store = RegistryStore(self.controller.database, self.keys.release)
+        made = store.add(draft, template.builds[0].digest, documents.NOW)
+        return SlotAssignment(model, model, made.number, made.digest, template.builds[0].digest)
 
 
 class Appliance:
@@ -261,11 +242,10 @@ async def running(settings: ControllerSettings, *, clock: Clock | None = None) -
     """Serve an initialised data directory until the block ends."""
     keys = KeyRing.load(settings.data_dir)
     with opened(settings) as database:
-        registry = MemoryRegistry(keys.release)
-        controller = Controller(settings, keys, database, registry, clock or SystemClock())
+        controller = Controller(settings, keys, database, clock or SystemClock())
         await controller.start()
         try:
-            yield Running(controller, registry, AdminContext.load(settings.data_dir / "admin.toml"), keys)
+            yield Running(controller, AdminContext.load(settings.data_dir / "admin.toml"), keys)
         finally:
             await controller.stop()
 

@@ -121,7 +121,7 @@ def _configure_log(is_verbose: bool) -> None:
 
 def _init(options: argparse.Namespace) -> int:
     from vedette.controller.adapters.initialise import Plan, initialise
-    from vedette.controller.app import MIGRATIONS
+    from vedette.controller.rooms import MIGRATIONS
 
     logging.getLogger("vedette").setLevel(logging.DEBUG if options.verbose else logging.WARNING)
     listen = _address(options.listen)
@@ -192,7 +192,7 @@ def _serve(options: argparse.Namespace) -> int:
 
 def _check(options: argparse.Namespace) -> int:
     from vedette.controller.adapters.examine import examine
-    from vedette.controller.app import MIGRATIONS
+    from vedette.controller.rooms import MIGRATIONS
 
     is_good = True
     for finding in examine(ControllerSettings.load(options.config), MIGRATIONS):

@@ -15,16 +15,14 @@ import signal
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from datetime import timedelta
-from typing import Protocol
 
 from vedette.controller.adapters import measure
-from vedette.controller.adapters.blobs import BlobStore, typed_os_error
-from vedette.controller.adapters.certifier import AuthorityCertifier
+from vedette.controller.adapters.blobs import typed_os_error
 from vedette.controller.adapters.clock import SystemClock
 from vedette.controller.adapters.grpc import server as ports
 from vedette.controller.adapters.grpc.admin import compose
 from vedette.controller.adapters.grpc.admin_fleet import AdminFleet
+from vedette.controller.adapters.grpc.admin_rollout import AdminRollout
 from vedette.controller.adapters.grpc.guard import Guard, caller
 from vedette.controller.adapters.grpc.servicers import (
     ArtifactsServicer,
@@ -33,21 +31,17 @@ from vedette.controller.adapters.grpc.servicers import (
     TelemetryServicer,
 )
 from vedette.controller.adapters.http import Answer, HttpServer, Metric, exposition
-from vedette.controller.adapters.initialise import BLOBS, DATABASE, check_initialised
+from vedette.controller.adapters.initialise import DATABASE, check_initialised
 from vedette.controller.adapters.keys import KeyRing
 from vedette.controller.adapters.pki import Identity
-from vedette.controller.adapters.sqlite import agents, telemetry, tokens
-from vedette.controller.adapters.sqlite.database import Database, Migration
+from vedette.controller.adapters.sqlite import tokens
+from vedette.controller.adapters.sqlite.database import Database
 from vedette.controller.adapters.systemd import notify
 from vedette.controller.domain.agents import state_of
 from vedette.controller.domain.clock import Clock
-from vedette.controller.domain.desired import Releases
 from vedette.controller.domain.errors import ControllerError, Refused, Unauthenticated
-from vedette.controller.services.artifacts import Artifacts
-from vedette.controller.services.enrolment import Enrolment, Trust
-from vedette.controller.services.fleet import Fleet, FleetSettings
-from vedette.controller.services.overview import FleetDesk
-from vedette.controller.services.telemetry import Telemetry
+from vedette.controller.rooms import MIGRATIONS, furnish
+from vedette.controller.services.enrolment import Trust
 from vedette.controller.settings import ControllerSettings, advertised, with_port
 from vedette.models.toml_settings import parse_address
 from vedette.models.version import __version__
@@ -56,62 +50,19 @@ from vedette.wire.values import HelloResponse
 
 logger = logging.getLogger(__name__)
 
-MIGRATIONS: tuple[Migration, ...] = (*agents.MIGRATIONS, *tokens.MIGRATIONS, *telemetry.MIGRATIONS)
-"""Of every store, in order. Append only: a recorded one never changes."""
-
 _PURGE_EVERY_S = 3600.0
 _GRACE_S = 3.0
 _LOCK = "controller.lock"
 
 
-class Registry(Releases, Protocol):
-    """What the fleet needs of the model registry."""
-
-    def newest(self) -> dict[str, int]:
-        """Return the newest version number of every model. Runs in the database's thread."""
-        ...
-
-
 class Controller:
     """One controller: its services, its ports, its life. Belongs to the event loop it is made in, as grpc.aio does."""
 
-    def __init__(
-        self, settings: ControllerSettings, keys: KeyRing, database: Database, registry: Registry, clock: Clock
-    ) -> None:
+    def __init__(self, settings: ControllerSettings, keys: KeyRing, database: Database, clock: Clock) -> None:
         self.settings = settings
         self.database = database
+        self.rooms = furnish(settings, keys, database, clock, self._trust)
         self._keys = keys
-        self._registry = registry
-        self.blobs = BlobStore(settings.data_dir / BLOBS)
-        self.fleet = Fleet(
-            runner=database,
-            store=agents.AgentStore(database),
-            releases=registry,
-            key=keys.assignment,
-            clock=clock,
-            settings=FleetSettings(status_interval_s=settings.status_interval_s),
-        )
-        self.telemetry = Telemetry(
-            runner=database,
-            store=telemetry.TelemetryStore(database),
-            clock=clock,
-            keep=timedelta(days=settings.keep_days),
-        )
-        self.enrolment = Enrolment(
-            runner=database,
-            tokens=tokens.TokenStore(database),
-            certifier=AuthorityCertifier(keys.authority),
-            fleet=self.fleet,
-            trust=self._trust,
-            clock=clock,
-        )
-        self.artifacts = Artifacts(
-            runner=database,
-            releases=registry,
-            release_keys=(keys.release.public,),
-            blobs=self.blobs,
-            desired_slots=self.fleet.desired_slots,
-        )
         self._clock = clock
         self._admins: Mapping[str, str] = {}
         self._guard = Guard(self._check)
@@ -124,13 +75,11 @@ class Controller:
 
     def admin_parts(self) -> tuple[object, ...]:
         """Return what serves the Admin verbs."""
-        desk = FleetDesk(
-            controller_id=self._keys.controller_id,
-            fleet=self.fleet,
-            telemetry=self.telemetry,
-            newest_versions=self._newest_versions,
+        rooms = self.rooms
+        return (
+            AdminFleet(rooms.desk, rooms.enrolment),
+            AdminRollout(rooms.rollouts, lambda _: caller().name),
         )
-        return (AdminFleet(desk, self.enrolment),)
 
     async def start(self) -> None:
         """Read what is stored, then serve.
@@ -139,8 +88,7 @@ class Controller:
             StoreFailed: A port cannot be had, or the database failed.
         """
         self._admins = await self.database.run(tokens.AdminStore(self.database).key_digests)
-        await self.fleet.start()
-        await self.telemetry.start()
+        await self.rooms.start()
         self._serve_members()
         self._serve_strangers()
         await self._members.start()
@@ -152,16 +100,16 @@ class Controller:
 
     def _serve_members(self) -> None:
         server = self._members
-        fleet_pb2_grpc.add_FleetServicer_to_server(FleetServicer(self.fleet), server)
-        telemetry_pb2_grpc.add_TelemetryServicer_to_server(TelemetryServicer(self.telemetry), server)
-        artifacts = ArtifactsServicer(self.artifacts, lambda: self._check(caller()))
+        fleet_pb2_grpc.add_FleetServicer_to_server(FleetServicer(self.rooms.fleet), server)
+        telemetry_pb2_grpc.add_TelemetryServicer_to_server(TelemetryServicer(self.rooms.telemetry), server)
+        artifacts = ArtifactsServicer(self.rooms.artifacts, lambda: self._check(caller()))
         artifacts_pb2_grpc.add_ArtifactsServicer_to_server(artifacts, server)
         admin_pb2_grpc.add_AdminServicer_to_server(compose(*self.admin_parts()), server)
         self.port = ports.bind(server, self.settings.listen, self._keys, is_for_members=True)
 
     def _serve_strangers(self) -> None:
         server = self._strangers
-        enrolment_pb2_grpc.add_EnrolmentServicer_to_server(EnrolmentServicer(self.enrolment, self._hello), server)
+        enrolment_pb2_grpc.add_EnrolmentServicer_to_server(EnrolmentServicer(self.rooms.enrolment, self._hello), server)
         if self.settings.enrol_listen:
             self.enrol_port = ports.bind(server, self.settings.enrol_listen, self._keys, is_for_members=False)
             return
@@ -174,7 +122,8 @@ class Controller:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._http.stop()
-        await self.fleet.stop()
+        await self.rooms.stop()
+        await self.rooms.fleet.stop()
         await asyncio.gather(self._members.stop(_GRACE_S), self._strangers.stop(_GRACE_S))
         self.database.close()
 
@@ -182,7 +131,7 @@ class Controller:
 
     def _check(self, identity: Identity) -> None:
         if identity.kind == "agent":
-            self.fleet.check_agent(identity.name, identity.key_digest)
+            self.rooms.fleet.check_agent(identity.name, identity.key_digest)
         elif self._admins.get(identity.name) != identity.key_digest:
             why = f"{identity.name} is no admin here"
             raise Unauthenticated("admin-unknown", "the controller does not know this admin", why)
@@ -206,20 +155,17 @@ class Controller:
             version=__version__,
         )
 
-    async def _newest_versions(self) -> Mapping[str, int]:
-        return await self.database.run(self._registry.newest)
-
     # -- looking after itself --------------------------------------------------------------------------------------
 
     async def _watch_streams(self) -> None:
         while True:
             await asyncio.sleep(self.settings.status_interval_s)
-            self.fleet.end_silent()
+            self.rooms.fleet.end_silent()
 
     async def _purge(self) -> None:
         while True:
             try:
-                deleted = await self.telemetry.purge()
+                deleted = await self.rooms.telemetry.purge()
                 if deleted:
                     logger.info("deleted %d telemetry windows older than %d days", deleted, self.settings.keep_days)
             except ControllerError as exc:  # a full disk, say; the next round tries again
@@ -234,17 +180,17 @@ class Controller:
         return Answer("200 OK", "ok\n")
 
     async def _metrics(self) -> Answer:
-        states = Counter(str(state_of(agent)) for agent in await self.fleet.agents())
+        states = Counter(str(state_of(agent)) for agent in await self.rooms.fleet.agents())
         return Answer("200 OK", exposition(self._measured(states)), "text/plain; version=0.0.4; charset=utf-8")
 
     def _measured(self, states: Counter[str]) -> Iterator[Metric]:
         yield from measure.process_metrics(self.settings.data_dir)
         yield from measure.fleet_metrics(states)
         yield from measure.call_metrics(self._guard.calls)
-        yield measure.counter("enrolments", "Agents enrolled since the start.", self.enrolment.enrolled)
-        yield measure.counter("telemetry_batches", "Telemetry batches committed.", self.telemetry.batches)
-        yield measure.counter("telemetry_repeated", "Batches that came again.", self.telemetry.repeated)
-        yield measure.counter("artifact_bytes", "Bytes of blobs sent to agents.", self.artifacts.sent_bytes)
+        yield measure.counter("enrolments", "Agents enrolled since the start.", self.rooms.enrolment.enrolled)
+        yield measure.counter("telemetry_batches", "Telemetry batches committed.", self.rooms.telemetry.batches)
+        yield measure.counter("telemetry_repeated", "Batches that came again.", self.rooms.telemetry.repeated)
+        yield measure.counter("artifact_bytes", "Bytes of blobs sent to agents.", self.rooms.artifacts.sent_bytes)
 
 
 def _touch(database: Database) -> None:
@@ -296,18 +242,6 @@ def _database(settings: ControllerSettings) -> Iterator[Database]:
         database.close()
 
 
-class EmptyRegistry:
-    """The registry of a controller that trains nothing."""
-
-    def envelope(self, release_digest: str) -> bytes | None:
-        """Return nothing: no release is registered."""
-        return None
-
-    def newest(self) -> dict[str, int]:
-        """Return nothing: no model is registered."""
-        return {}
-
-
 def serve(settings: ControllerSettings) -> None:
     """Run a controller until SIGTERM or SIGINT.
 
@@ -324,7 +258,7 @@ async def _serve(settings: ControllerSettings, keys: KeyRing, database: Database
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    controller = Controller(settings, keys, database, EmptyRegistry(), SystemClock())
+    controller = Controller(settings, keys, database, SystemClock())
     try:
         await controller.start()
         notify("READY=1")

@@ -11,6 +11,8 @@ from vedette.models import toml_settings as toml
 DEFAULT_CONFIG = Path("/etc/vedette/controller.toml")
 DEFAULT_LISTEN = "0.0.0.0:7443"
 
+_MEMORY = toml.size(least=256 << 20, most=1 << 40)
+
 OPTIONS = (
     toml.Option("data_dir", toml.path(), Path("/var/lib/vedette-controller"), "Keys, database and blobs lie here"),
     toml.Option("listen", toml.address(), DEFAULT_LISTEN, "Where agents and admins connect (gRPC, mTLS)"),
@@ -36,6 +38,13 @@ OPTIONS = (
     toml.Option(
         "telemetry.keep_days", toml.integer(least=1, most=3650), 90, "Telemetry windows older than this are deleted"
     ),
+    toml.Option(
+        "import.memory", _MEMORY, 1536 << 20, "Address space of a child that parses uploads and makes snapshots"
+    ),
+    toml.Option("registry.memory", _MEMORY, 1 << 30, "Address space of a child that tries an uploaded model"),
+    toml.Option(
+        "training.memory", _MEMORY, 3 << 30, "Address space of a child that trains; its libraries take 1.8 GiB"
+    ),
 )
 
 
@@ -50,6 +59,9 @@ class ControllerSettings:
     addresses: tuple[str, ...] = ()
     status_interval_s: int = 30
     keep_days: int = 90
+    import_memory_bytes: int = 1536 << 20
+    registry_memory_bytes: int = 1 << 30
+    training_memory_bytes: int = 3 << 30
 
     @classmethod
     def load(cls, path: Path) -> ControllerSettings:
@@ -67,6 +79,9 @@ class ControllerSettings:
             addresses=found["addresses"],
             status_interval_s=found["fleet.status_interval_s"],
             keep_days=found["telemetry.keep_days"],
+            import_memory_bytes=found["import.memory"],
+            registry_memory_bytes=found["registry.memory"],
+            training_memory_bytes=found["training.memory"],
         )
 
 

@@ -25,19 +25,19 @@ async def refusal(appliance: Appliance, digest: str, offset: int = 0) -> tuple[g
 async def test_an_agent_reads_the_build_golden_and_reference_it_shall_run(served: Running):
     edge = await served.enrolled()
     target = served.release()
-    await served.controller.fleet.set_slot(edge.id, target)
-    for digest in served.controller.blobs.digests():
+    await served.controller.rooms.fleet.set_slot(edge.id, target)
+    for digest in served.controller.rooms.blobs.digests():
         data, chunks = await read(edge, digest)
         assert digest_of(data) == digest
         assert {chunk.total_bytes for chunk in chunks} == {len(data)}
         assert all(len(chunk.data) <= CHUNK_BYTES for chunk in chunks)
-    assert len(list(served.controller.blobs.digests())) == 3
+    assert len(list(served.controller.rooms.blobs.digests())) == 3
 
 
 async def test_a_download_resumes_at_any_byte(served: Running):
     edge = await served.enrolled()
     target = served.release()
-    await served.controller.fleet.set_slot(edge.id, target)
+    await served.controller.rooms.fleet.set_slot(edge.id, target)
     whole, _ = await read(edge, target.build)
     assert len(whole) > 2 * CHUNK_BYTES
     for offset in (1, CHUNK_BYTES - 1, CHUNK_BYTES, len(whole) - 1, len(whole)):
@@ -50,12 +50,12 @@ async def test_a_download_resumes_at_any_byte(served: Running):
 async def test_what_an_agents_assignment_does_not_name_is_not_found(served: Running):
     edge, other = await served.enrolled(), await served.enrolled()
     mine, theirs = served.release(1), served.release(2)
-    await served.controller.fleet.set_slot(edge.id, mine)
-    await served.controller.fleet.set_slot(other.id, theirs)
-    foreign = served.controller.blobs.put(b"a snapshot").digest
+    await served.controller.rooms.fleet.set_slot(edge.id, mine)
+    await served.controller.rooms.fleet.set_slot(other.id, theirs)
+    foreign = served.controller.rooms.blobs.put(b"a snapshot").digest
     for digest in (theirs.build, foreign, "sha256:" + "0" * 64, "../../controller.db", ""):
         assert await refusal(edge, digest) == (grpc.StatusCode.NOT_FOUND, "blob-unknown")
-    await served.controller.fleet.set_slot(edge.id, theirs)
+    await served.controller.rooms.fleet.set_slot(edge.id, theirs)
     assert await refusal(edge, mine.build) == (grpc.StatusCode.NOT_FOUND, "blob-unknown")
     await read(edge, theirs.build)
 
@@ -71,12 +71,12 @@ async def rest_of(call: Any) -> int:
 async def test_a_revocation_ends_a_download_between_two_chunks(served: Running):
     edge = await served.enrolled()
     target = served.release(repeats=4_000_000)
-    await served.controller.fleet.set_slot(edge.id, target)
-    size = served.controller.blobs.size(target.build)
+    await served.controller.rooms.fleet.set_slot(edge.id, target)
+    size = served.controller.rooms.blobs.size(target.build)
     async with edge.artifacts() as stub:
         call = stub.Read(artifacts_pb2.ReadRequest(digest=target.build))
         received = len((await call.read()).data)
-        await served.controller.fleet.revoke(edge.id)
+        await served.controller.rooms.fleet.revoke(edge.id)
         with pytest.raises(aio.AioRpcError) as caught:
             received += await rest_of(call)
     assert (caught.value.code(), code_of(caught.value)) == (grpc.StatusCode.UNAUTHENTICATED, "agent-revoked")

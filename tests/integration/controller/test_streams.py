@@ -70,7 +70,7 @@ async def test_desired_state_reaches_a_connected_agent_signed_by_both_keys(serve
     edge = await served.enrolled("edge")
     target = served.release()
     async with edge.connected() as stream:
-        sequence = await served.controller.fleet.set_slot(edge.id, target)
+        sequence = await served.controller.rooms.fleet.set_slot(edge.id, target)
         assignment = await desired_from(stream, served)
         assert (assignment.sequence, assignment.agent_id, assignment.slots) == (sequence, edge.id, (target,))
         assert await state_of(served, "edge") == "behind"
@@ -89,22 +89,22 @@ async def _is(running: Running, name: str, state: str) -> bool:
 async def test_an_agent_that_was_away_gets_only_the_newest_assignment(served: Running):
     edge = await served.enrolled()
     for version in (1, 2, 3):
-        await served.controller.fleet.set_slot(edge.id, served.release(version))
+        await served.controller.rooms.fleet.set_slot(edge.id, served.release(version))
     async with edge.connected() as stream:
         assignment = await desired_from(stream, served)
         assert [slot.version for slot in assignment.slots] == [3]
         assert assignment.sequence == 3
-        await served.controller.fleet.set_slot(edge.id, served.release(4))
+        await served.controller.rooms.fleet.set_slot(edge.id, served.release(4))
         assert (await desired_from(stream, served)).sequence == 4
 
 
 async def test_nothing_is_sent_when_the_agent_has_applied_what_is_desired(served: Running):
     edge = await served.enrolled()
-    await served.controller.fleet.set_slot(edge.id, served.release(1))
+    await served.controller.rooms.fleet.set_slot(edge.id, served.release(1))
     async with edge.connected() as stream:
         applied = await desired_from(stream, served)
     async with edge.connected(applied_digest=applied.digest, highest_sequence=1) as stream:
-        await served.controller.fleet.set_slot(edge.id, served.release(2, "other"))
+        await served.controller.rooms.fleet.set_slot(edge.id, served.release(2, "other"))
         second = await desired_from(stream, served)
     assert second.sequence == 2
     assert [slot.slot for slot in second.slots] == ["flow-threat", "other"]
@@ -113,7 +113,7 @@ async def test_nothing_is_sent_when_the_agent_has_applied_what_is_desired(served
 async def test_the_same_target_again_issues_nothing(served: Running):
     edge = await served.enrolled()
     target = served.release()
-    fleet = served.controller.fleet
+    fleet = served.controller.rooms.fleet
     assert [await fleet.set_slot(edge.id, target) for _ in range(3)] == [1, 1, 1]
     assert await fleet.clear_slot(edge.id, "flow-threat") == 2
     assert await fleet.clear_slot(edge.id, "flow-threat") == 2
@@ -123,22 +123,22 @@ async def test_the_same_target_again_issues_nothing(served: Running):
 async def test_sequences_continue_above_what_an_agent_reports(served: Running):
     """A controller restored from a backup has issued less than its agents have seen."""
     edge = await served.enrolled()
-    await served.controller.fleet.set_slot(edge.id, served.release())
+    await served.controller.rooms.fleet.set_slot(edge.id, served.release())
     async with edge.connected(highest_sequence=41, applied_digest="sha256:other") as stream:
         assert (await desired_from(stream, served)).sequence == 42
         await stream.say(Status(desired_sequence=99))
         await served.changes.until(lambda: _has_seen(served, edge, 99))
-        assert await served.controller.fleet.set_slot(edge.id, served.release(2)) == 100
+        assert await served.controller.rooms.fleet.set_slot(edge.id, served.release(2)) == 100
 
 
 async def _has_seen(running: Running, appliance: Appliance, sequence: int) -> bool:
-    status = (await running.controller.fleet.agent(appliance.id)).status
+    status = (await running.controller.rooms.fleet.agent(appliance.id)).status
     return status is not None and status.desired_sequence == sequence
 
 
 async def test_a_refused_number_is_issued_anew_and_not_for_ever(served: Running):
     edge = await served.enrolled()
-    await served.controller.fleet.set_slot(edge.id, served.release())
+    await served.controller.rooms.fleet.set_slot(edge.id, served.release())
     async with edge.connected() as stream:
         for sequence in (1, 2, 3):
             assert (await desired_from(stream, served)).sequence == sequence
@@ -153,7 +153,7 @@ async def test_an_assignment_near_its_end_is_issued_anew_at_the_next_hello(tmp_p
     clock = FakeClock()
     async with running(prepare(tmp_path / "data"), clock=clock) as served:
         edge = await served.enrolled()
-        await served.controller.fleet.set_slot(edge.id, served.release())
+        await served.controller.rooms.fleet.set_slot(edge.id, served.release())
         await clock.advance(60 * 86400)
         async with edge.connected() as stream:
             assignment = await desired_from(stream, served)
@@ -163,7 +163,7 @@ async def test_an_assignment_near_its_end_is_issued_anew_at_the_next_hello(tmp_p
 
 async def test_failures_and_conditions_make_an_agent_degraded(served: Running):
     edge = await served.enrolled()
-    await served.controller.fleet.set_slot(edge.id, served.release())
+    await served.controller.rooms.fleet.set_slot(edge.id, served.release())
     async with edge.connected() as stream:
         await desired_from(stream, served)
         await stream.say(Status(desired_sequence=1, attempted_sequence=1, failed_sequence=1))
@@ -180,9 +180,9 @@ async def test_a_second_stream_of_an_agent_ends_the_first(served: Running):
     edge = await served.enrolled()
     async with edge.connected() as first, edge.connected() as second:
         assert await end_of(first) == "stream-replaced"
-        await served.controller.fleet.set_slot(edge.id, served.release())
+        await served.controller.rooms.fleet.set_slot(edge.id, served.release())
         assert (await desired_from(second, served)).sequence == 1
-        assert served.controller.fleet.online == 1
+        assert served.controller.rooms.fleet.online == 1
 
 
 async def test_an_agent_that_leaves_is_silent(served: Running):
@@ -200,10 +200,10 @@ async def test_a_stream_on_which_nothing_is_said_ends(tmp_path: Path):
         edge = await served.enrolled()
         async with edge.connected() as stream:
             await clock.advance(3.0)
-            served.controller.fleet.end_silent()
-            assert served.controller.fleet.online == 1
+            served.controller.rooms.fleet.end_silent()
+            assert served.controller.rooms.fleet.online == 1
             await clock.advance(0.5)
-            served.controller.fleet.end_silent()
+            served.controller.rooms.fleet.end_silent()
             assert await end_of(stream) == "stream-silent"
 
 
@@ -223,7 +223,7 @@ async def test_revoking_or_removing_ends_the_stream_and_every_call_after(served:
             async with edge.connected():
                 pass
         assert (code_of(caught.value), caught.value.code()) == (code, grpc.StatusCode.UNAUTHENTICATED)
-        await served.controller.fleet.set_slot(other.id, served.release())
+        await served.controller.rooms.fleet.set_slot(other.id, served.release())
         assert (await desired_from(bystander, served)).sequence == 1
 
 
@@ -300,7 +300,7 @@ async def drained(call: Any) -> None:
 
 
 async def _is_offline(running: Running) -> bool:
-    return running.controller.fleet.online == 0
+    return running.controller.rooms.fleet.online == 0
 
 
 async def test_observers_hear_in_order_and_one_that_fails_harms_nobody(served: Running):
@@ -323,10 +323,10 @@ async def test_observers_hear_in_order_and_one_that_fails_harms_nobody(served: R
         async def on_result(self, agent_id: str, result: GenerationResult) -> None:
             heard.append(str(result.outcome))
 
-    served.controller.fleet.subscribe(Broken())  # type: ignore[arg-type]
-    served.controller.fleet.subscribe(Observer())
+    served.controller.rooms.fleet.subscribe(Broken())  # type: ignore[arg-type]
+    served.controller.rooms.fleet.subscribe(Observer())
     edge = await served.enrolled()
-    await served.controller.fleet.set_slot(edge.id, served.release())
+    await served.controller.rooms.fleet.set_slot(edge.id, served.release())
     async with edge.connected() as stream:
         await stream.say(Status(desired_sequence=1))
         applied = GenerationResult(sequence=1, outcome=Outcome.APPLIED)
@@ -341,7 +341,7 @@ async def test_observers_hear_in_order_and_one_that_fails_harms_nobody(served: R
 
 
 async def _has_judged(running: Running, appliance: Appliance) -> bool:
-    return (await running.controller.fleet.agent(appliance.id)).result is not None
+    return (await running.controller.rooms.fleet.agent(appliance.id)).result is not None
 
 
 async def test_a_restart_restores_everything(tmp_path: Path):
@@ -350,18 +350,16 @@ async def test_a_restart_restores_everything(tmp_path: Path):
         edge = await served.enrolled("edge", labels={"site": "s1"})
         await served.enrolled("gone")
         target = served.release()
-        await served.controller.fleet.set_slot(edge.id, target)
+        await served.controller.rooms.fleet.set_slot(edge.id, target)
         async with edge.connected() as stream:
             await desired_from(stream, served)
             await stream.say(Status(desired_sequence=1, running_sequence=1, slots=(running_slot(target),)))
             await stream.say(GenerationResult(sequence=1, outcome=Outcome.APPLIED))
             await served.changes.until(lambda: _has_judged(served, edge))
-        await served.controller.fleet.revoke("gone")
-        before = await served.controller.fleet.agent("edge")
-        envelopes = served.registry.envelopes
+        await served.controller.rooms.fleet.revoke("gone")
+        before = await served.controller.rooms.fleet.agent("edge")
     async with running(settings) as served:
-        served.registry.envelopes = envelopes
-        after = await served.controller.fleet.agent("edge")
+        after = await served.controller.rooms.fleet.agent("edge")
         for name in ("labels", "facts", "enrolled", "seen", "status", "result", "slots", "desired_sequence", "address"):
             assert getattr(after, name) == getattr(before, name), name
         assert await state_of(served, "edge") == "silent"
@@ -369,7 +367,7 @@ async def test_a_restart_restores_everything(tmp_path: Path):
         edge._running = served
         async with edge.connected() as stream:
             assert (await desired_from(stream, served)).slots == (target,)
-            assert await served.controller.fleet.set_slot(edge.id, target) == 1
+            assert await served.controller.rooms.fleet.set_slot(edge.id, target) == 1
 
 
 async def test_labels_are_set_removed_and_selected(served: Running):
@@ -394,9 +392,9 @@ async def test_an_unknown_release_or_agent_cannot_be_desired(served: Running):
     edge = await served.enrolled()
     target = SlotAssignment("m", "m", 1, "sha256:" + "0" * 64, "sha256:" + "1" * 64)
     with pytest.raises(Exception, match="no such signed release"):
-        await served.controller.fleet.set_slot(edge.id, target)
+        await served.controller.rooms.fleet.set_slot(edge.id, target)
     with pytest.raises(Exception, match="no agent"):
-        await served.controller.fleet.set_slot("a-none", target)
-    await served.controller.fleet.revoke(edge.id)
+        await served.controller.rooms.fleet.set_slot("a-none", target)
+    await served.controller.rooms.fleet.revoke(edge.id)
     with pytest.raises(Exception, match="revoked"):
-        await served.controller.fleet.set_slot(edge.id, served.release())
+        await served.controller.rooms.fleet.set_slot(edge.id, served.release())

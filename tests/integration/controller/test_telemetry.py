@@ -95,7 +95,7 @@ async def test_a_repeated_batch_is_acknowledged_and_not_counted(served: Running)
     await report(edge, boot_epoch=2)
     assert answers[0] == answers[1] == answers[2]
     assert (await shown(served)).rows == 300
-    assert (served.controller.telemetry.batches, served.controller.telemetry.repeated) == (3, 6)
+    assert (served.controller.rooms.telemetry.batches, served.controller.rooms.telemetry.repeated) == (3, 6)
 
 
 async def test_agents_count_apart(served: Running):
@@ -112,7 +112,7 @@ async def test_what_was_given_up_is_kept_as_a_gap(served: Running):
     await report(edge, sequence=3)
     store = TelemetryStore(served.controller.database)
     assert store.gaps(edge.id) == [gap]
-    assert served.controller.telemetry.totals(edge.id).rows == 100
+    assert served.controller.rooms.telemetry.totals(edge.id).rows == 100
 
 
 async def test_profiles_of_a_model_are_read_back(served: Running):
@@ -142,10 +142,10 @@ async def test_old_windows_are_deleted_and_totals_stay(tmp_path: Path):
         edge = await served.enrolled("edge")
         await report(edge, windows=tuple(window() for _ in range(60)))
         await clock.advance(89 * 86400)
-        assert await served.controller.telemetry.purge() == 0
+        assert await served.controller.rooms.telemetry.purge() == 0
         await report(edge, sequence=2, windows=(window(end=clock.now()),))
         await clock.advance(2 * 86400)
-        assert await served.controller.telemetry.purge() == 60
+        assert await served.controller.rooms.telemetry.purge() == 60
         rows = await fleet_rows(served, window_s=100 * 86400)
         agent = await shown(served)
     assert [row.rows for row in rows] == [100]
@@ -231,7 +231,7 @@ async def test_the_overview_sums_up_the_fleet(tmp_path: Path):
         unfed = await admin.GetOverview(admin_pb2.GetOverviewRequest())
         target = served.release()
         idle = await admin.GetOverview(admin_pb2.GetOverviewRequest())
-        await served.controller.fleet.set_slot(edge.id, target)
+        await served.controller.rooms.fleet.set_slot(edge.id, target)
         await report(edge, windows=(window(), window(version=2)))
         full = await admin.GetOverview(admin_pb2.GetOverviewRequest())
     assert "token create" in empty.next_steps[0]

@@ -26,12 +26,24 @@ def test_a_verb_served_twice_is_a_mistake_in_the_wiring():
         compose(Tokens(), Tokens())
 
 
-@pytest.mark.parametrize("kind", errors.ControllerError.__subclasses__())
+KINDS = [item for item in vars(errors).values() if isinstance(item, type) and item is not errors.ControllerError]
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_every_error_has_a_status_a_code_and_three_lines(kind: type[errors.ControllerError]):
     status, text, code = public_error(kind("some-code", "what", "why 3 of 2", "do this"))
     assert status is STATUS_OF[kind]
     assert text == "what\nwhy 3 of 2\ndo this"
     assert code == "some-code"
+
+
+def test_an_error_of_a_room_is_told_as_the_nearest_of_its_kinds():
+    class Narrower(errors.Refused): ...
+
+    class Foreign(errors.ControllerError): ...
+
+    assert public_error(Narrower("a", "b"))[0] is grpc.StatusCode.FAILED_PRECONDITION
+    assert public_error(Foreign("a", "b"))[0] is grpc.StatusCode.INTERNAL
 
 
 def test_errors_of_peers_name_value_and_limit_and_unforeseen_ones_say_nothing():

@@ -1,0 +1,174 @@
+"""Wiring of the services: which adapters stand behind them, and how they hear of each other."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+
+from vedette.controller.adapters.blobs import BlobStore, typed_os_error
+from vedette.controller.adapters.certifier import AuthorityCertifier
+from vedette.controller.adapters.children import ChildLimits, Children
+from vedette.controller.adapters.initialise import BLOBS
+from vedette.controller.adapters.keys import KeyRing
+from vedette.controller.adapters.recipes import RecipeShelf, recipes_folder
+from vedette.controller.adapters.sqlite import agents, datasets, registry, rollouts, runs, telemetry, tokens
+from vedette.controller.adapters.sqlite.database import Database, Migration
+from vedette.controller.domain.clock import Clock
+from vedette.controller.services.artifacts import Artifacts
+from vedette.controller.services.datasets import DatasetService
+from vedette.controller.services.enrolment import Enrolment, Trust
+from vedette.controller.services.fleet import Fleet, FleetSettings
+from vedette.controller.services.overview import FleetDesk
+from vedette.controller.services.registry import RegistryService
+from vedette.controller.services.rollouts import RolloutService
+from vedette.controller.services.runs import RunService
+from vedette.controller.services.telemetry import Telemetry
+from vedette.controller.services.workshop import Workshop
+from vedette.controller.settings import ControllerSettings
+
+MIGRATIONS: tuple[Migration, ...] = (
+    *agents.MIGRATIONS,
+    *tokens.MIGRATIONS,
+    *telemetry.MIGRATIONS,
+    *datasets.MIGRATIONS,
+    *registry.MIGRATIONS,
+    *runs.MIGRATIONS,
+    *rollouts.MIGRATIONS,
+)
+"""Of every store, in order. Append only: a recorded one never changes."""
+
+_LONGEST_IMPORT_S = 3600.0
+_LONGEST_LOOK_S = 60.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rooms:
+    """Every service of a controller."""
+
+    blobs: BlobStore
+    fleet: Fleet
+    telemetry: Telemetry
+    enrolment: Enrolment
+    artifacts: Artifacts
+    desk: FleetDesk
+    datasets: DatasetService
+    registry: RegistryService
+    runs: RunService
+    rollouts: RolloutService
+
+    async def start(self) -> None:
+        """Read what is stored and go on with what was unfinished; rollouts last, they need all the others.
+
+        Raises:
+            StoreFailed: The database failed.
+        """
+        await self.fleet.start()
+        await self.telemetry.start()
+        await self.runs.resume()
+        self.fleet.subscribe(self.rollouts)
+        await self.rollouts.start()
+
+    async def stop(self) -> None:
+        """Stop what decides, then what works; everything unfinished goes on at the next start."""
+        await self.rollouts.stop()
+        await self.runs.stop()
+
+
+def furnish(
+    settings: ControllerSettings, keys: KeyRing, database: Database, clock: Clock, trust: Callable[[], Trust]
+) -> Rooms:
+    """Return the services of a controller. Belongs to the event loop they will run in.
+
+    Raises:
+        StoreFailed: A folder cannot be made, or the recipes are missing.
+    """
+    blobs = BlobStore(settings.data_dir / BLOBS)
+    versions = registry.RegistryStore(database, keys.release)
+    fleet = Fleet(
+        runner=database,
+        store=agents.AgentStore(database),
+        releases=versions,
+        key=keys.assignment,
+        clock=clock,
+        settings=FleetSettings(status_interval_s=settings.status_interval_s),
+    )
+    measured = Telemetry(
+        runner=database,
+        store=telemetry.TelemetryStore(database),
+        clock=clock,
+        keep=timedelta(days=settings.keep_days),
+    )
+
+    async def newest_versions() -> Mapping[str, int]:
+        return await database.run(versions.newest)
+
+    workshop = _workshop(settings.data_dir, database, blobs, clock)
+    data = DatasetService(
+        workshop,
+        limits=ChildLimits(
+            memory_bytes=settings.import_memory_bytes, memory_setting="import.memory", deadline_s=_LONGEST_IMPORT_S
+        ),
+    )
+    models = RegistryService(
+        workshop,
+        versions,
+        limits=ChildLimits(
+            memory_bytes=settings.registry_memory_bytes, memory_setting="registry.memory", deadline_s=_LONGEST_LOOK_S
+        ),
+    )
+    return Rooms(
+        blobs=blobs,
+        fleet=fleet,
+        telemetry=measured,
+        enrolment=Enrolment(
+            runner=database,
+            tokens=tokens.TokenStore(database),
+            certifier=AuthorityCertifier(keys.authority),
+            fleet=fleet,
+            trust=trust,
+            clock=clock,
+        ),
+        artifacts=Artifacts(
+            runner=database,
+            releases=versions,
+            release_keys=(keys.release.public,),
+            blobs=blobs,
+            desired_slots=fleet.desired_slots,
+        ),
+        desk=FleetDesk(
+            controller_id=keys.controller_id, fleet=fleet, telemetry=measured, newest_versions=newest_versions
+        ),
+        datasets=data,
+        registry=models,
+        runs=RunService(
+            workshop,
+            data,
+            models,
+            RecipeShelf(recipes_folder()),
+            limits=ChildLimits(memory_bytes=settings.training_memory_bytes),
+        ),
+        rollouts=RolloutService(
+            runner=database,
+            store=rollouts.SqliteRollouts(database),
+            fleet=fleet,
+            desired=fleet,
+            versions=models,
+            clock=clock,
+        ),
+    )
+
+
+def _workshop(data_dir: Path, database: Database, blobs: BlobStore, clock: Clock) -> Workshop:
+    """Return a workshop with an empty staging folder: what a crash left there is of no use to anyone."""
+    staging, kept = data_dir / "staging", data_dir / "runs"
+    try:
+        if staging.exists():
+            shutil.rmtree(staging)
+        for folder in (staging, kept):
+            folder.mkdir(mode=0o700, exist_ok=True)
+    except OSError as exc:
+        raise typed_os_error(exc, staging) from exc
+    return Workshop(database=database, blobs=blobs, children=Children(), staging=staging, runs=kept, clock=clock)
