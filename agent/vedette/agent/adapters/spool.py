@@ -1,7 +1,7 @@
 """What has still to be reported: durable, bounded in bytes, acknowledged batch by batch.
 
 Rules: a batch is named by (boot epoch, sequence) once and for ever, from 1 without holes within a boot epoch, so that
-the controller counts it exactly once however often it is sent. Over budget the oldest batch goes first and becomes a gap
+the controller counts it exactly once however often it is sent. Over budget the oldest goes first and becomes a gap
 of the same name, so that the loss itself arrives; a batch that is being sent is left alone. It has a file of its own: a
 damaged one costs telemetry, never the agent's state. Used from the event loop's thread.
 """

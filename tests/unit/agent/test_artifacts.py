@@ -1,0 +1,216 @@
+"""Claims about downloads, against a real gRPC server that cuts and corrupts."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import grpc
+import pytest
+from vedette.agent.adapters import artifacts
+from vedette.agent.adapters.artifacts import DownloadAbandoned, DownloadRefused, Downloads
+from vedette.agent.adapters.blobs import Blobs
+from vedette.agent.adapters.channels import OPTIONS, credentials
+from vedette.agent.adapters.identity import certificate_request
+from vedette.agent.domain.backoff import Backoff
+from vedette.agent.domain.errors import BlobCorrupt, DiskFull
+from vedette.models.documents import digest_of
+from vedette.models.release import Blob
+
+from tests.support.clock import FakeClock
+from tests.support.fake_controller import AGENT_ID, FakeController
+from tests.support.waiting import until
+
+DATA = bytes(range(256)) * 40 + b"end"
+
+
+class Bulk:
+    """A bulk connection that can be replaced, as a session's end does."""
+
+    def __init__(self, controller: FakeController, key: bytes) -> None:
+        certificate = controller.authority.client(certificate_request(key, "edge"), AGENT_ID)
+        self._credentials = credentials(controller.authority.pem, key, certificate)
+        self._address = controller.address
+        self.channels: list[grpc.aio.Channel] = []
+
+    async def bulk(self) -> grpc.aio.Channel:
+        if not self.channels:
+            self.channels.append(grpc.aio.secure_channel(self._address, self._credentials, options=OPTIONS))
+        return self.channels[-1]
+
+    async def renew(self) -> None:
+        for channel in self.channels:
+            await channel.close()
+        self.channels.clear()
+
+
+@pytest.fixture
+async def controller() -> AsyncIterator[FakeController]:
+    async with FakeController() as started:
+        yield started
+
+
+@pytest.fixture
+async def bulk(controller: FakeController, agent_key: bytes) -> AsyncIterator[Bulk]:
+    made = Bulk(controller, agent_key)
+    yield made
+    await made.renew()
+
+
+@pytest.fixture
+def blobs(tmp_path: Path) -> Blobs:
+    return Blobs(tmp_path / "blobs")
+
+
+def _downloads(bulk: Bulk, blobs: Blobs, clock: FakeClock | None = None, silence_s: float = 5.0) -> Downloads:
+    def at_once() -> Backoff:
+        return Backoff(uniform=lambda low, high: low)
+
+    return Downloads(bulk, blobs, clock or InstantClock(), at_once, silence_s=silence_s)
+
+
+class InstantClock(FakeClock):
+    """A clock whose sleeps are over at once."""
+
+    async def sleep(self, seconds: float) -> None:
+        self.slept.append(seconds)
+        await asyncio.sleep(0)
+
+
+async def test_a_file_arrives_whole_and_is_not_asked_for_again(
+    controller: FakeController, bulk: Bulk, blobs: Blobs
+) -> None:
+    blob = Blob(controller.add_blob(DATA), len(DATA))
+    downloads = _downloads(bulk, blobs)
+    path = await downloads.fetch(blob)
+    assert await downloads.fetch(blob) == path == blobs.path(blob.digest)
+    assert path.read_bytes() == DATA
+    assert controller.reads == [0]
+    assert not blobs.partial_path(blob.digest).exists()
+
+
+@pytest.mark.parametrize("every", [1000, 1700, 4096, 10_000])
+async def test_a_line_cut_every_so_many_bytes_costs_no_byte_twice(
+    controller: FakeController, bulk: Bulk, blobs: Blobs, every: int
+) -> None:
+    blob = Blob(controller.add_blob(DATA), len(DATA))
+    controller.cut_after_bytes = every
+    path = await _downloads(bulk, blobs).fetch(blob)
+    assert path.read_bytes() == DATA
+    assert controller.bytes_sent == len(DATA)
+    assert controller.reads == sorted(set(controller.reads))
+
+
+async def test_a_restarted_agent_goes_on_where_the_killed_one_stopped(
+    controller: FakeController, bulk: Bulk, blobs: Blobs
+) -> None:
+    blob = Blob(controller.add_blob(DATA), len(DATA))
+    blobs.partial_path(blob.digest).write_bytes(DATA[:5000])
+    await _downloads(bulk, blobs).fetch(blob)
+    assert controller.reads == [5000]
+
+
+async def test_a_wrong_byte_is_never_kept_and_costs_one_more_download(
+    controller: FakeController, bulk: Bulk, blobs: Blobs
+) -> None:
+    blob = Blob(controller.add_blob(DATA), len(DATA))
+    controller.corrupt_next = 7777
+    path = await _downloads(bulk, blobs).fetch(blob)
+    assert path.read_bytes() == DATA
+    assert controller.reads == [0, 0]
+
+
+async def test_a_file_that_is_wrong_twice_is_a_typed_error_and_leaves_nothing(
+    controller: FakeController, bulk: Bulk, blobs: Blobs
+) -> None:
+    blob = Blob(digest_of(b"what was signed"), len(DATA))
+    controller.blobs[blob.digest] = DATA
+    with pytest.raises(BlobCorrupt, match="twice"):
+        await _downloads(bulk, blobs).fetch(blob)
+    assert not blobs.path(blob.digest).exists()
+    assert not blobs.partial_path(blob.digest).exists()
+
+
+@pytest.mark.parametrize("size", [len(DATA) - 1, len(DATA) + 1])
+async def test_a_file_of_another_size_than_signed_is_refused_before_its_bytes_are_kept(
+    controller: FakeController, bulk: Bulk, blobs: Blobs, size: int
+) -> None:
+    blob = Blob(controller.add_blob(DATA), size)
+    with pytest.raises(BlobCorrupt, match=f"{len(DATA)} bytes, signed are {size}"):
+        await _downloads(bulk, blobs).fetch(blob)
+
+
+async def test_a_file_the_controller_does_not_give_is_refused_with_its_reason(bulk: Bulk, blobs: Blobs) -> None:
+    with pytest.raises(DownloadRefused, match="blob-unknown"):
+        await _downloads(bulk, blobs).fetch(Blob(digest_of(b"foreign"), 7))
+
+
+async def test_a_partial_file_that_is_too_long_is_begun_again(
+    controller: FakeController, bulk: Bulk, blobs: Blobs
+) -> None:
+    blob = Blob(controller.add_blob(DATA), len(DATA))
+    blobs.partial_path(blob.digest).write_bytes(DATA + b"more")
+    await _downloads(bulk, blobs).fetch(blob)
+    assert controller.reads == [0]
+
+
+async def test_a_download_that_is_wanted_no_more_ends_and_keeps_what_came(
+    controller: FakeController, bulk: Bulk, blobs: Blobs
+) -> None:
+    blob = Blob(controller.add_blob(DATA), len(DATA))
+    controller.cut_after_bytes = 3000
+    with pytest.raises(DownloadAbandoned):
+        await _downloads(bulk, blobs).fetch(blob, is_wanted=lambda: len(controller.reads) < 2)
+    assert blobs.bytes_done(blob) == 6000
+
+
+async def test_a_download_goes_on_in_the_next_session(controller: FakeController, bulk: Bulk, blobs: Blobs) -> None:
+    blob = Blob(controller.add_blob(DATA), len(DATA))
+    controller.stall_after_bytes = 4000
+    fetching = asyncio.create_task(_downloads(bulk, blobs, silence_s=60.0).fetch(blob))
+    await controller.stalled.wait()
+    await until(lambda: blobs.bytes_done(blob) == 4000)
+    controller.stall_after_bytes = None
+    await bulk.renew()  # the session ends, and with it the call
+    path = await fetching
+    assert path.read_bytes() == DATA
+    assert controller.reads == [0, 4000]
+
+
+async def test_a_download_that_stands_still_is_begun_again_where_it_stopped(
+    controller: FakeController, bulk: Bulk, blobs: Blobs
+) -> None:
+    blob = Blob(controller.add_blob(DATA), len(DATA))
+    controller.stall_after_bytes = 4000
+
+    class Unstall(InstantClock):
+        async def sleep(self, seconds: float) -> None:
+            controller.stall_after_bytes = None
+            await super().sleep(seconds)
+
+    path = await _downloads(bulk, blobs, Unstall(), silence_s=0.2).fetch(blob)
+    assert path.read_bytes() == DATA
+    assert controller.reads == [0, 4000]
+
+
+async def test_a_download_that_would_fill_the_disk_is_refused_before_it_begins(
+    controller: FakeController, bulk: Bulk, blobs: Blobs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    blob = Blob(controller.add_blob(DATA), len(DATA))
+    monkeypatch.setattr(artifacts, "RESERVE_BYTES", 2**62)
+    with pytest.raises(DiskFull, match="reserved"):
+        await _downloads(bulk, blobs).fetch(blob)
+    assert controller.reads == []
+
+
+async def test_cancelling_a_download_is_not_mistaken_for_a_lost_line(
+    controller: FakeController, bulk: Bulk, blobs: Blobs
+) -> None:
+    blob = Blob(controller.add_blob(DATA), len(DATA))
+    controller.stall_after_bytes = 4000
+    fetching = asyncio.create_task(_downloads(bulk, blobs, silence_s=60.0).fetch(blob))
+    await controller.stalled.wait()
+    fetching.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await fetching
