@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
@@ -61,12 +62,12 @@ def identity_for(controller: FakeController, key: bytes) -> Identity:
 class Bench:
     """A link between a desk and a fake controller, on a clock that moves on command."""
 
-    def __init__(self, identity: Identity) -> None:
+    def __init__(self, identity: Identity, welcome_timeout_s: float = 5.0) -> None:
         self.clock = FakeClock()
         self.desk = Desk()
         self.conditions = Conditions(self.clock)
         self.backoff = Backoff(base_s=1.0, cap_s=60.0, uniform=lambda low, high: high)
-        self.link = Link(identity, self.desk, self.conditions, self.clock, self.backoff, welcome_timeout_s=5.0)
+        self.link = Link(identity, self.conditions, self.clock, self.backoff, welcome_timeout_s=welcome_timeout_s)
 
     @property
     def codes(self) -> list[str]:
@@ -86,7 +87,7 @@ class Bench:
 
 @asynccontextmanager
 async def running(bench: Bench) -> AsyncIterator[Bench]:
-    task = asyncio.create_task(bench.link.run())
+    task = asyncio.create_task(bench.link.run(bench.desk))
     try:
         yield bench
     finally:
@@ -221,22 +222,10 @@ async def test_the_next_address_is_tried_after_a_failure(controller: FakeControl
 async def test_a_server_that_takes_the_connection_and_says_nothing_is_left(
     controller: FakeController, agent_key: bytes
 ) -> None:
-    async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await reader.read()
-        writer.close()
-
-    server = await asyncio.start_server(silent, "127.0.0.1", 0)
-    address = f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
-    bench = Bench(identity_for(controller, agent_key).reached_at((address,)))
-    bench.link = Link(
-        identity_for(controller, agent_key).reached_at((address,)),
-        bench.desk,
-        bench.conditions,
-        bench.clock,
-        bench.backoff,
-        welcome_timeout_s=0.2,
-    )
-    async with running(bench):
-        await bench.until_waits(1)
-        assert bench.codes == ["controller-unreachable"]
-    server.close()
+    with socket.socket() as deaf:  # the kernel takes the connection, nobody reads it
+        deaf.bind(("127.0.0.1", 0))
+        deaf.listen()
+        identity = identity_for(controller, agent_key).reached_at((f"127.0.0.1:{deaf.getsockname()[1]}",))
+        async with running(Bench(identity, welcome_timeout_s=0.2)) as bench:
+            await bench.until_waits(1)
+            assert bench.codes == ["controller-unreachable"]

@@ -7,8 +7,8 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from vedette.agent.domain.reconcile import Accepted, Install, Remove, Trust, plan, verify
-from vedette.models.assignment import ASSIGNMENT_TYPE, Assignment, AtDeadline, Refusal, SlotAssignment
+from vedette.agent.domain.reconcile import Accepted, Install, Refused, Remove, Trust, plan, verify
+from vedette.models.assignment import ASSIGNMENT_TYPE, Assignment, AtDeadline, SlotAssignment
 from vedette.models.documents import digest_of
 from vedette.models.release import RELEASE_TYPE, Blob, Build, Release, TensorSpec, Tolerance
 from vedette.models.signing import SigningKey, seal
@@ -89,21 +89,21 @@ def _flipped(data: bytes) -> bytes:
     ids=lambda item: item if isinstance(item, str) else "",
 )
 def test_a_document_that_is_not_right_is_refused_with_its_code(word: DesiredState, code: str) -> None:
-    with pytest.raises(Refusal) as caught:
+    with pytest.raises(Refused) as caught:
         check(word)
     assert caught.value.code == code
 
 
 def test_an_older_sequence_is_refused_whatever_the_clock_says() -> None:
-    with pytest.raises(Refusal) as caught:
+    with pytest.raises(Refused) as caught:
         check(desired(assignment(release()), release()), highest=6, now=timedelta(days=-7300))
-    assert caught.value.code == "old-sequence"
+    assert (caught.value.code, caught.value.sequence) == ("old-sequence", 5)
 
 
 def test_the_same_assignment_again_is_fine_and_another_of_its_number_is_not() -> None:
     first, other = assignment(release()), assignment(release(), settings={"a": "b"})
     check(desired(first, release()), highest=5, digest=first.digest)
-    with pytest.raises(Refusal) as caught:
+    with pytest.raises(Refused) as caught:
         check(desired(other, release()), highest=5, digest=first.digest)
     assert caught.value.code == "sequence-reused"
 

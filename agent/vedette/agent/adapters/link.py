@@ -91,7 +91,6 @@ class Link:
     def __init__(
         self,
         identity: Identity,
-        desk: FleetDesk,
         conditions: Conditions,
         clock: Clock,
         backoff: Backoff,
@@ -99,7 +98,6 @@ class Link:
         welcome_timeout_s: float = WELCOME_TIMEOUT_S,
     ) -> None:
         self._identity = identity
-        self._desk = desk
         self._conditions = conditions
         self._clock = clock
         self._backoff = backoff
@@ -133,12 +131,12 @@ class Link:
             await self._is_up.wait()
         return self._bulk
 
-    async def run(self) -> None:
+    async def run(self, desk: FleetDesk) -> None:
         """Hold a session for ever: connect, talk, and after a failure wait and go on with the next address."""
         for address in cycle(self._identity.addresses):
             self._up_since = None
             try:
-                await self._session(address)
+                await self._session(address, desk)
             except AdvisedError as exc:
                 self._failed(exc)
             if self._up_since is not None and self._clock.monotonic() - self._up_since >= STEADY_S:
@@ -148,7 +146,7 @@ class Link:
             logger.info("next try to reach the controller in %.1f s", wait_s)
             await self._clock.sleep(wait_s)
 
-    async def _session(self, address: str) -> None:
+    async def _session(self, address: str, desk: FleetDesk) -> None:
         """Hold one session until it ends, which is always an error.
 
         Raises:
@@ -158,9 +156,9 @@ class Link:
         async with self._channel(address) as control, self._channel(address) as bulk:
             call = fleet_pb2_grpc.FleetStub(control).Connect()  # type: ignore[no-untyped-call,unused-ignore]
             try:
-                interval_s = await self._welcome(call, address)
+                interval_s = await self._welcome(call, address, desk)
                 self._up(address, bulk)
-                await either(self._listen(call), self._speak(call, interval_s))
+                await either(self._listen(call, desk), self._speak(call, desk, interval_s))
             except grpc.RpcError as exc:
                 raise call_error(exc, address) from exc
             except asyncio.InvalidStateError as exc:  # a write after the server ended the call
@@ -173,10 +171,10 @@ class Link:
                 self._is_up.clear()
                 call.cancel()
 
-    async def _welcome(self, call: Any, address: str) -> float:
+    async def _welcome(self, call: Any, address: str, desk: FleetDesk) -> float:
         try:
             async with asyncio.timeout(self._welcome_timeout_s):
-                await _write(call, self._desk.hello())
+                await _write(call, desk.hello())
                 message = await call.read()
         except TimeoutError as exc:
             why = f"it took the connection and did not answer in {self._welcome_timeout_s:g} s"
@@ -186,7 +184,7 @@ class Link:
         word = controller_word_from_wire(message)
         if not isinstance(word, values.Welcome):
             raise WireError(f"the first word is a {type(word).__name__}, a Welcome was due")
-        self._desk.welcomed(word)
+        desk.welcomed(word)
         return min(max(float(word.status_interval_s), _LEAST_INTERVAL_S), _MOST_INTERVAL_S)
 
     def _up(self, address: str, bulk: grpc.aio.Channel) -> None:
@@ -198,14 +196,14 @@ class Link:
         self._conditions.clear(*_CONDITIONS)
         logger.info("connected to the controller at %s", address)
 
-    async def _listen(self, call: Any) -> None:
+    async def _listen(self, call: Any, desk: FleetDesk) -> None:
         while (message := await call.read()) is not grpc.aio.EOF:
             word = controller_word_from_wire(message)
             if isinstance(word, values.DesiredState):
-                self._desk.desired(word)
+                desk.desired(word)
         raise await _ending(call, self._status.address)
 
-    async def _speak(self, call: Any, interval_s: float) -> None:
+    async def _speak(self, call: Any, desk: FleetDesk, interval_s: float) -> None:
         while True:
             await either(self._has_news.wait(), self._clock.sleep(interval_s))
             self._has_news.clear()
@@ -214,7 +212,7 @@ class Link:
                 await _write(call, result)
                 with suppress(ValueError):  # a newer word of the same sequence took its place meanwhile
                     self._results.remove(result)
-            await _write(call, self._desk.status())
+            await _write(call, desk.status())
             await self._clock.sleep(_STATUS_GAP_S)
 
     @asynccontextmanager

@@ -328,6 +328,25 @@ class Serving:
                 if loaded is not None:
                     await loaded.runner.abandon()
 
+    async def remove(self, slot: str) -> None:
+        """Empty a slot that is wanted no more: what serves answers what it was asked for and ends.
+
+        Raises:
+            InstallFailed: It could not be stored; what served serves on.
+        """
+        found = self._slots.get(slot)
+        if found is None or not found.record.named:
+            return
+        async with found.lock:
+            self._store(found, SlotRecord(slot))
+            if found.settling is not None:
+                found.settling.cancel()
+            old, found.model = found.model, None
+            self._emit(EventKind.PROGRESS, found, None)
+            if old is not None:
+                await asyncio.shield(old.runner.retire(self._settings.drain_s))
+            self.collect_garbage()
+
     def _next(self, slot: _Slot, target: SlotAssignment) -> Step:
         facts = Facts(quarantined=target.build in self._quarantine, loaded=slot.loaded is not None)
         return next_step(slot.record, target, facts)

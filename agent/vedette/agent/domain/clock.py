@@ -12,6 +12,9 @@ import time
 from datetime import UTC, datetime, timedelta
 from typing import Protocol
 
+EARLIEST = datetime(2026, 11, 1, tzinfo=UTC)
+"""This program did not exist before: the floor of an appliance that has not yet seen a signed time."""
+
 CLOCK_TOLERANCE = timedelta(seconds=2)
 """The wall clock is believed while it is this close to the controller's."""
 

@@ -8,15 +8,28 @@ the time floor alone. One slot's trouble never keeps another slot from its build
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 
+from vedette.agent.domain.errors import AgentError
 from vedette.models.assignment import ASSIGNMENT_TYPE, Assignment, AtDeadline, Refusal, SlotAssignment, accept
 from vedette.models.documents import DocumentError
 from vedette.models.release import RELEASE_TYPE, Release
 from vedette.models.schema import SchemaError
 from vedette.models.signing import SignatureError, unseal
 from vedette.wire.values import DesiredState
+
+
+class Refused(AgentError):
+    """A desired state was refused before anything was tried.
+
+    ``code`` is one of docs/errors.md; ``sequence`` is the assignment's, 0 while its signature is not proven.
+    """
+
+    def __init__(self, code: str, text: str, sequence: int) -> None:
+        super().__init__(text)
+        self.code = code
+        self.sequence = sequence
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +53,10 @@ class Accepted:
     def signed_time(self) -> datetime:
         """The newest time that a verified signature vouches for."""
         return max([self.assignment.issued, *(release.created for release in self.releases.values())])
+
+    def without_slots(self) -> Accepted:
+        """Return the same with nothing to run."""
+        return replace(self, assignment=replace(self.assignment, slots=()))
 
     def is_over(self, floor: datetime) -> bool:
         """Return whether its slots must stop: it says so, and its deadline is certainly past."""
@@ -77,25 +94,28 @@ def verify(
         now: The time floor.
 
     Raises:
-        Refusal: ``signature-invalid``, ``document-invalid`` or a code of :func:`vedette.models.assignment.accept`.
+        Refused: ``signature-invalid``, ``document-invalid`` or a code of :func:`vedette.models.assignment.accept`.
     """
+    sequence = 0
     try:
-        payload = unseal(desired.assignment, ASSIGNMENT_TYPE, trust.assignment_keys)
-        assignment = Assignment.from_bytes(payload)
+        assignment = Assignment.from_bytes(unseal(desired.assignment, ASSIGNMENT_TYPE, trust.assignment_keys))
+        sequence = assignment.sequence
         payloads = [unseal(envelope, RELEASE_TYPE, trust.release_keys) for envelope in desired.releases]
         releases = {release.digest: release for release in map(Release.from_bytes, payloads)}
+        accept(
+            assignment,
+            releases,
+            agent_id=trust.agent_id,
+            highest_sequence=highest_sequence,
+            highest_digest=highest_digest,
+            now=now,
+        )
     except SignatureError as exc:
-        raise Refusal("signature-invalid", str(exc)) from exc
+        raise Refused("signature-invalid", str(exc), sequence) from exc
     except (DocumentError, SchemaError) as exc:
-        raise Refusal("document-invalid", str(exc)) from exc
-    accept(
-        assignment,
-        releases,
-        agent_id=trust.agent_id,
-        highest_sequence=highest_sequence,
-        highest_digest=highest_digest,
-        now=now,
-    )
+        raise Refused("document-invalid", str(exc), sequence) from exc
+    except Refusal as exc:
+        raise Refused(exc.code, str(exc), sequence) from exc
     return Accepted(assignment, releases, desired)
 
 
