@@ -1,0 +1,188 @@
+"""Every figure of a running agent in one place: counters for telemetry windows, families for ``/metrics``."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from vedette.agent.adapters.artifacts import Downloads
+from vedette.agent.adapters.collector import Collector
+from vedette.agent.adapters.json_sink import JsonSink
+from vedette.agent.adapters.link import Link, LinkState
+from vedette.agent.adapters.pipeline import FlowPipeline
+from vedette.agent.adapters.serving import Serving
+from vedette.agent.adapters.spool import Spool
+from vedette.agent.adapters.telemetry import Reporter
+from vedette.agent.adapters.usage import UsageMeter, cpu_seconds
+from vedette.agent.domain.conditions import Conditions
+from vedette.agent.domain.metrics import Family, Sample, histogram, single
+from vedette.models.profile import LATENCY_EDGES_MS
+from vedette.models.version import __version__
+
+_STARTED = time.time()
+
+
+class Figures:
+    """Reads the parts; those that are off are None."""
+
+    def __init__(
+        self,
+        *,
+        serving: Serving,
+        pipeline: FlowPipeline,
+        collector: Collector | None,
+        sink: JsonSink | None,
+        spool: Spool,
+        conditions: Conditions,
+        usage: UsageMeter,
+    ) -> None:
+        self._serving = serving
+        self._pipeline = pipeline
+        self._collector = collector
+        self._sink = sink
+        self._spool = spool
+        self._conditions = conditions
+        self._usage = usage
+        self.link: Link | None = None
+        self.downloads: Downloads | None = None
+        self.reporter: Reporter | None = None
+
+    def restarts(self) -> dict[str, int]:
+        """Return how often each slot's worker was replaced."""
+        return {slot: model.restarts for slot, model in self._serving.actives.items()}
+
+    def counters(self) -> dict[str, int]:
+        """Return what only grows, by plain names; they travel in telemetry windows and in ``status``."""
+        flows, decoded, made = (
+            self._pipeline.counters,
+            self._pipeline.decoder.counters,
+            self._pipeline.extractor.counters,
+        )
+        found = {
+            "records": decoded.records,
+            "records_without_template": decoded.unknown_template_sets,
+            "datagrams_malformed": sum(decoded.malformed.values()),
+            "sequence_gaps": decoded.sequence_gaps,
+            "flows": flows.flows,
+            "flows_unscored": flows.flows_unscored,
+            "flows_dropped": flows.flows_dropped,
+            "flows_old": made.old,
+            "flows_future": made.future,
+            "rows_scored": flows.rows_scored,
+            "rows_flagged": flows.rows_flagged,
+            "rows_failed": flows.rows_failed,
+            "rows_invalid": flows.rows_invalid,
+            "verdicts_without_evidence": flows.verdicts_without_evidence,
+            "telemetry_batches_dropped": self._spool.batches_dropped,
+        }
+        if self._collector is not None:
+            collected = self._collector.counters
+            found |= {
+                "datagrams": collected.datagrams,
+                "datagrams_dropped": collected.dropped_queue + collected.dropped_kernel,
+            }
+        if self._sink is not None:
+            written = self._sink.counters
+            found |= {"verdicts_written": written.lines, "verdicts_lost": written.lost_queue + written.lost_disk}
+        return found
+
+    def families(self) -> Iterator[Family]:
+        """Return everything for ``/metrics``."""
+        yield Family("vedette_agent_build_info", "gauge", "Version.", (Sample(1, {"version": __version__}),))
+        for name, value in self.counters().items():
+            if name not in ("datagrams_dropped", "datagrams_malformed", "verdicts_lost"):
+                yield single(f"vedette_agent_{name}_total", "counter", _help(name), value)
+        yield from self._collected()
+        yield from self._served()
+        yield from self._linked()
+        yield from self._process()
+
+    def _collected(self) -> Iterator[Family]:
+        malformed = self._pipeline.decoder.counters.malformed
+        reasons = [Sample(count, {"reason": str(reason)}) for reason, count in sorted(malformed.items())]
+        yield Family("vedette_agent_datagrams_malformed_total", "counter", "Faults in datagrams.", reasons)
+        exporters = len(self._pipeline.decoder.status())
+        yield single("vedette_agent_exporters", "gauge", "Exporters known now.", exporters)
+        if self._collector is not None:
+            where = {"queue": self._collector.counters.dropped_queue, "kernel": self._collector.counters.dropped_kernel}
+            dropped = [Sample(count, {"where": place}) for place, count in where.items()]
+            yield Family("vedette_agent_datagrams_dropped_total", "counter", "Datagrams lost.", dropped)
+            granted = self._collector.buffer_bytes
+            yield single("vedette_agent_receive_buffer_bytes", "gauge", "Socket buffer the kernel granted.", granted)
+        if self._sink is not None:
+            lost = {"queue": self._sink.counters.lost_queue, "disk": self._sink.counters.lost_disk}
+            samples = [Sample(count, {"where": place}) for place, count in lost.items()]
+            yield Family("vedette_agent_verdicts_lost_total", "counter", "Verdict lines not written.", samples)
+
+    def _served(self) -> Iterator[Family]:
+        actives = self._serving.actives
+        info = [
+            Sample(1, {"slot": slot, "model": m.ref.model, "version": str(m.ref.version), "build": m.ref.build})
+            for slot, m in actives.items()
+        ]
+        yield Family("vedette_agent_model_info", "gauge", "What is active in each slot.", info)
+        rows = [Sample(model.stats.rows, {"slot": slot}) for slot, model in actives.items()]
+        yield Family("vedette_agent_model_rows_total", "counter", "Rows the active build answered.", rows)
+        errors = [Sample(model.stats.errors, {"slot": slot}) for slot, model in actives.items()]
+        yield Family("vedette_agent_model_errors_total", "counter", "Requests it did not answer.", errors)
+        restarts = [Sample(count, {"slot": slot}) for slot, count in self.restarts().items()]
+        yield Family("vedette_agent_worker_restarts_total", "counter", "Workers replaced.", restarts)
+        series = {slot: model.stats.latency_counts.tolist() for slot, model in actives.items()}
+        edges = [edge / 1000 for edge in LATENCY_EDGES_MS.tolist()]
+        yield histogram("vedette_agent_inference_latency_seconds", "Time a row waited for its answer.", edges, series)
+
+    def _linked(self) -> Iterator[Family]:
+        conditions = [
+            Sample(1, {"code": held.code, "severity": held.severity.value}) for held in self._conditions.current()
+        ]
+        yield Family("vedette_agent_condition", "gauge", "Conditions that hold.", conditions)
+        yield single("vedette_agent_spool_bytes", "gauge", "Telemetry that waits.", self._spool.bytes_waiting)
+        if self.link is not None:
+            is_up = self.link.status.state is LinkState.CONNECTED
+            yield single("vedette_agent_link_connected", "gauge", "1 while the controller is reached.", int(is_up))
+            yield single("vedette_agent_link_sessions_total", "counter", "Sessions begun.", self.link.sessions)
+        if self.downloads is not None:
+            received = self.downloads.bytes_received
+            yield single("vedette_agent_download_bytes_total", "counter", "Bytes of models received.", received)
+        if self.reporter is not None:
+            sent = self.reporter.bytes_sent
+            yield single("vedette_agent_telemetry_sent_bytes_total", "counter", "Bytes of telemetry sent.", sent)
+
+    def _process(self) -> Iterator[Family]:
+        own = cpu_seconds(os.getpid()) or 0.0
+        yield single("process_cpu_seconds_total", "counter", "CPU of the main process.", own)
+        yield single("process_start_time_seconds", "gauge", "Start of the main process, Unix time.", _STARTED)
+        resident = int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+        yield single("process_resident_memory_bytes", "gauge", "Resident memory of the main process.", resident)
+        open_files = sum(1 for _ in Path("/proc/self/fd").iterdir())
+        yield single("process_open_fds", "gauge", "Open files of the main process.", open_files)
+        workers = len(self._serving.worker_pids)
+        yield single("vedette_agent_workers", "gauge", "Worker processes.", workers)
+        text = "CPU of all processes, as of the last telemetry window."
+        yield single("vedette_agent_cpu_seconds_total", "counter", text, self._usage.cpu_seconds_total)
+
+
+_HELP = {
+    "records": "Flow records decoded.",
+    "records_without_template": "Sets of records whose template was not known yet.",
+    "sequence_gaps": "Gaps in exporters' sequence numbers: suspected loss.",
+    "flows": "Biflows made of records.",
+    "flows_unscored": "Flows that came while no flow model was active.",
+    "flows_dropped": "Flows given up because inference was too slow.",
+    "flows_old": "Records that ended over an hour before their export.",
+    "flows_future": "Records that ended over a minute after their export.",
+    "rows_scored": "Answers about flows; a flow counts once a slot.",
+    "rows_flagged": "Flows at or above the threshold.",
+    "rows_failed": "Flows that a model failed to answer.",
+    "rows_invalid": "Answers that were no number or no class of the model.",
+    "verdicts_without_evidence": "Flagged flows that were not explained.",
+    "telemetry_batches_dropped": "Telemetry given up before it was sent.",
+    "datagrams": "Datagrams received.",
+    "verdicts_written": "Verdict lines written.",
+}
+
+
+def _help(name: str) -> str:
+    return _HELP[name]

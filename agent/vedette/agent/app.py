@@ -1,0 +1,429 @@
+"""The wiring of a running agent: which parts there are, in which order they start and how they stop.
+
+Order: what stores, then what takes flows, then what serves, then what talks. So flows are taken from the first second,
+models serve before anybody is asked, and the link is last because nothing needs it. On a signal the order is turned
+round, and what was received is still scored, written and spooled.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import http.client
+import json
+import logging
+import signal
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import AsyncExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from vedette.agent.adapters import systemd
+from vedette.agent.adapters.artifacts import Downloads
+from vedette.agent.adapters.collector import Collector, CollectorFailed
+from vedette.agent.adapters.facts import host_facts
+from vedette.agent.adapters.figures import Figures
+from vedette.agent.adapters.http import AddressInUse, HttpServer, Page
+from vedette.agent.adapters.identity import Identity, IdentityDamaged, IdentityStore
+from vedette.agent.adapters.json_sink import JsonSink
+from vedette.agent.adapters.link import Link
+from vedette.agent.adapters.pipeline import FlowPipeline
+from vedette.agent.adapters.reconciler import Reconciler, current_status
+from vedette.agent.adapters.serving import Serving, ServingEvent, ServingSettings
+from vedette.agent.adapters.spool import Spool
+from vedette.agent.adapters.state import State
+from vedette.agent.adapters.telemetry import Reporter
+from vedette.agent.adapters.templates import TemplateFile
+from vedette.agent.adapters.usage import UsageMeter
+from vedette.agent.adapters.worker import WorkerSettings
+from vedette.agent.domain.advice import EXIT_REFUSED, AdvisedError
+from vedette.agent.domain.backoff import Backoff
+from vedette.agent.domain.clock import EARLIEST, SystemClock, TrustedClock
+from vedette.agent.domain.conditions import Conditions
+from vedette.agent.domain.errors import DiskFull, StateError
+from vedette.agent.domain.metrics import CONTENT_TYPE, render
+from vedette.agent.domain.reconcile import Trust
+from vedette.agent.domain.report import Report, status_report
+from vedette.agent.domain.slots import build_ref
+from vedette.agent.domain.windows import Gauges, Windows
+from vedette.agent.settings import Settings
+from vedette.models.version import __version__
+from vedette.wire.values import Severity, SlotStatus, Status
+
+logger = logging.getLogger(__name__)
+
+_ENROLMENT_CHECK_S = 2.0
+_RETRY_BASE_S = 30.0
+_STOP_S = 5.0  # for each of the last verdicts and the last lines
+_TEMPLATES_EVERY_S = 600.0
+_REPORT_TIMEOUT_S = 5.0
+_MAX_REPORT_BYTES = 4 * 2**20
+
+
+class AlreadyRunning(AdvisedError):
+    """Another agent uses this state folder."""
+
+    code = "already-running"
+    exit_code = EXIT_REFUSED
+
+
+def run_agent(settings: Settings) -> int:
+    """Run an agent until SIGTERM or SIGINT and return its exit code.
+
+    Raises:
+        AlreadyRunning: Another agent uses the state folder.
+        StateError, DiskFull: The state cannot be opened.
+    """
+    settings.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with _locked(settings.state_dir / "agent.lock"):
+        asyncio.run(_run(settings))
+    return 0
+
+
+async def _run(settings: Settings) -> None:
+    await Agent(settings).run()
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    with path.open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as exc:
+            raise AlreadyRunning(
+                f"another agent runs with {path.parent}", f"it holds {path.name}", "vedette-agent status shows it"
+            ) from exc
+        yield
+
+
+class Agent:
+    """All parts of one agent."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._state = State(settings.state_dir / "state.db")
+        self._clock = TrustedClock(SystemClock(), max(self._state.time_floor or EARLIEST, EARLIEST))
+        self._conditions = Conditions(self._clock)
+        self._windows = Windows(self._clock)
+        self._identities = IdentityStore(settings.enrolment_dir)
+        self._identity: Identity | None = None
+        boot_epoch = self._state.begin_boot()
+        self._spool = Spool(settings.state_dir / "spool.db", settings.telemetry.spool_bytes, boot_epoch)
+        worker = WorkerSettings(threads=settings.budget.threads, memory_bytes=settings.budget.memory_bytes)
+        self._serving = Serving(
+            self._state, settings.state_dir / "blobs", ServingSettings(worker=worker), self._clock, self._slot_event
+        )
+        self._has_datagrams = asyncio.Event()
+        self._sink = self._made_sink()
+        self._collector = self._made_collector()
+        self._pipeline = FlowPipeline(
+            self._serving,
+            self._sink,
+            self._windows,
+            self._clock,
+            host=settings.name,
+            emit_all=settings.sink.emit_all,
+            evidence_per_s=settings.sink.evidence_per_s,
+        )
+        self._templates = TemplateFile(settings.state_dir / "templates.json", self._pipeline.decoder)
+        self._usage = UsageMeter(lambda: self._serving.worker_pids)
+        self._figures = Figures(
+            serving=self._serving,
+            pipeline=self._pipeline,
+            collector=self._collector,
+            sink=self._sink,
+            spool=self._spool,
+            conditions=self._conditions,
+            usage=self._usage,
+        )
+        self._reconciler: Reconciler | None = None
+        self._is_stopping = asyncio.Event()
+
+    async def run(self) -> None:
+        """Run until a signal."""
+        self._take_signals()
+        async with AsyncExitStack() as parts:
+            parts.callback(self._state.close)
+            parts.callback(self._spool.close)
+            await self._start(parts)
+            async with asyncio.TaskGroup() as tasks:
+                running = [tasks.create_task(task) for task in self._tasks()]
+                systemd.notify("READY=1")
+                logger.info("vedette-agent %s runs as %s", __version__, self._settings.name)
+                await self._is_stopping.wait()
+                systemd.notify("STOPPING=1")
+                logger.info("stopping")
+                for task in running:
+                    task.cancel()
+            await self._finish()
+
+    async def _start(self, parts: AsyncExitStack) -> None:
+        """Start what takes flows and what serves; each adds how it is stopped, so that the last started stops first."""
+        if self._sink is not None:
+            self._sink.start()
+            parts.callback(self._sink.close, _STOP_S)
+        self._templates.load()
+        server = HttpServer(
+            {"/metrics": Page(CONTENT_TYPE, self._metrics), "/status": Page("application/json", self._report)}
+        )
+        parts.push_async_callback(server.close)
+        await server.listen_unix(self._settings.status_socket)
+        parts.callback(self._settings.status_socket.unlink, missing_ok=True)
+        if self._settings.metrics_listen is not None:
+            try:
+                await server.listen(*self._settings.metrics_listen)
+            except AddressInUse as exc:
+                self._trouble(exc)
+        parts.push_async_callback(self._serving.stop)
+        if self._collector is not None:
+            try:
+                self._collector.start()
+            except CollectorFailed as exc:
+                self._trouble(exc)
+        await self._serving.start()
+
+    def _tasks(self) -> Iterator[Any]:
+        yield self._pipeline.score_forever()
+        if self._collector is not None:
+            yield self._pipeline.gather(self._collector, self._has_datagrams, self._settings.netflow.batch_s)
+        yield self._close_windows()
+        yield self._save_templates()
+        yield self._join_fleet()
+        if (interval_s := systemd.watchdog_interval_s()) is not None:
+            yield self._feed_watchdog(interval_s)
+
+    async def _finish(self) -> None:
+        """Score, write and spool what was received."""
+        if self._collector is not None:
+            self._collector.close()
+            while datagrams := self._collector.take(4096):
+                self._pipeline.take(datagrams)
+        self._pipeline.flush()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_STOP_S):
+                await self._pipeline.score_waiting()
+        self._close_window()
+        self._templates.save()
+
+    # Flows and verdicts
+
+    def _made_sink(self) -> JsonSink | None:
+        sink = self._settings.sink
+        if sink.path is None:
+            return None
+        return JsonSink(sink.path, sink.queue_bytes, self._from_thread(self._sink_problem))
+
+    def _made_collector(self) -> Collector | None:
+        netflow = self._settings.netflow
+        if netflow.listen is None:
+            return None
+        ready = self._from_thread(self._has_datagrams.set)
+        return Collector(netflow.listen, netflow.receive_buffer_bytes, netflow.queue_bytes, ready)
+
+    def _from_thread(self, work: Callable[..., None]) -> Callable[..., None]:
+        """Return a function that other threads may call to have something done on the loop."""
+        loop = asyncio.get_running_loop()
+
+        def post(*arguments: object) -> None:
+            with suppress(RuntimeError):  # the loop has ended; so has everything that would want to know
+                loop.call_soon_threadsafe(work, *arguments)
+
+        return post
+
+    def _sink_problem(self, problem: str | None) -> None:
+        if problem is None:
+            self._conditions.clear("sink-failed")
+        else:
+            self._conditions.hold("sink-failed", Severity.ERROR, problem)
+
+    async def _save_templates(self) -> None:
+        while True:
+            await self._clock.sleep(_TEMPLATES_EVERY_S)
+            self._templates.save()
+
+    # Telemetry
+
+    async def _close_windows(self) -> None:
+        while True:
+            await self._clock.sleep(self._settings.telemetry.interval_s)
+            self._close_window()
+            if self._reconciler is not None:
+                self._reconciler.expire()
+
+    def _close_window(self) -> None:
+        usage = self._usage.read()
+        gauges = Gauges(
+            counters=self._figures.counters(),
+            restarts=self._figures.restarts(),
+            cpu_seconds=usage.cpu_seconds,
+            memory_bytes=usage.memory_bytes,
+        )
+        try:
+            self._spool.append(self._windows.close(gauges))
+        except (DiskFull, StateError) as exc:
+            self._conditions.hold("spool-failed", Severity.WARNING, str(exc))
+            return
+        self._conditions.clear("spool-failed")
+        if self._figures.reporter is not None:
+            self._figures.reporter.appended()
+
+    # The fleet
+
+    async def _join_fleet(self) -> None:
+        """Wait until this appliance is enrolled, then hold the link for ever."""
+        while (identity := self._enrolled()) is None:
+            await self._clock.sleep(_ENROLMENT_CHECK_S)
+        self._conditions.clear("not-enrolled", IdentityDamaged.code)
+        self._identity = identity
+        link, reconciler, reporter = self._fleet_parts(identity.reached_at(self._settings.link.controller))
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(link.run(reconciler))
+            tasks.create_task(reconciler.run())
+            tasks.create_task(reporter.run())
+
+    def _fleet_parts(self, identity: Identity) -> tuple[Link, Reconciler, Reporter]:
+        cap_s = self._settings.link.retry_cap_s
+
+        def backoff() -> Backoff:
+            return Backoff(cap_s=cap_s)
+
+        link = Link(identity, self._conditions, self._clock, backoff())
+        downloads = Downloads(link, self._serving.blobs, self._clock, backoff)
+        reporter = Reporter(link, self._spool, self._clock, backoff())
+        reconciler = Reconciler(
+            trust=Trust(identity.agent_id, identity.release_keys, identity.assignment_keys),
+            facts=host_facts(),
+            state=self._state,
+            serving=self._serving,
+            conditions=self._conditions,
+            clock=self._clock,
+            fetch=downloads.fetch,
+            report=link.report,
+            changed=link.changed,
+            backoff=Backoff(base_s=_RETRY_BASE_S, cap_s=max(cap_s, _RETRY_BASE_S)),
+        )
+        self._conditions.on_change = link.changed
+        self._figures.link, self._figures.downloads, self._figures.reporter = link, downloads, reporter
+        self._reconciler = reconciler
+        return link, reconciler, reporter
+
+    def _enrolled(self) -> Identity | None:
+        try:
+            identity = self._identities.load()
+        except IdentityDamaged as exc:
+            self._trouble(exc)
+            return None
+        if identity is None:
+            text = "this appliance belongs to no controller: vedette-agent enroll --token TOKEN"
+            self._conditions.hold("not-enrolled", Severity.INFO, text)
+        return identity
+
+    def _slot_event(self, event: ServingEvent) -> None:
+        if self._reconciler is not None:
+            self._reconciler.happened(event)
+
+    # The outside
+
+    def _metrics(self) -> bytes:
+        return render(self._figures.families())
+
+    def _report(self) -> bytes:
+        link = self._figures.link
+        report = status_report(
+            is_running=True,
+            name=self._identity.name if self._identity else self._settings.name,
+            agent_id=self._identity.agent_id if self._identity else "",
+            version=__version__,
+            link={"state": link.status.state.value, "address": link.status.address} if link else _NO_LINK,
+            status=current_status(self._state, self._serving.statuses(), self._conditions, self._clock),
+            counters=self._figures.counters(),
+        )
+        return json.dumps(report).encode()
+
+    async def _feed_watchdog(self, interval_s: float) -> None:
+        while True:
+            systemd.notify("WATCHDOG=1")
+            await self._clock.sleep(interval_s)
+
+    def _take_signals(self) -> None:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._is_stopping.set)
+        loop.add_signal_handler(signal.SIGHUP, self._reopen)
+
+    def _reopen(self) -> None:
+        if self._sink is not None:
+            self._sink.reopen()
+
+    def _trouble(self, exc: AdvisedError) -> None:
+        logger.warning("%s: %s; %s", exc.what, exc.why, exc.remedy)
+        self._conditions.hold(exc.code, Severity.ERROR, f"{exc.what}: {exc.why}; {exc.remedy}")
+
+
+_NO_LINK = {"state": "not enrolled", "address": ""}
+
+
+def current_report(settings: Settings) -> Report:
+    """Return how the agent of these settings stands: asked of it when it runs, else read from its disk.
+
+    Raises:
+        StateError, DiskFull: It does not run and its state cannot be read.
+        IdentityDamaged: Nor can its identity.
+    """
+    try:
+        return _asked(settings.status_socket)
+    except (FileNotFoundError, ConnectionRefusedError):
+        return _stored(settings)
+
+
+def _asked(path: Path) -> Report:
+    connection = http.client.HTTPConnection("localhost", timeout=_REPORT_TIMEOUT_S)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as made:
+        made.settimeout(_REPORT_TIMEOUT_S)
+        made.connect(str(path))
+        connection.sock = made
+        connection.request("GET", "/status")
+        report: Report = json.loads(connection.getresponse().read(_MAX_REPORT_BYTES))
+    return report
+
+
+def _stored(settings: Settings) -> Report:
+    identity = IdentityStore(settings.enrolment_dir).load()
+    path = settings.state_dir / "state.db"
+    clock = TrustedClock(SystemClock(), EARLIEST)
+    if not path.exists():
+        return _at_rest(settings, identity, Status(agent_time=clock.now()))
+    state = State(path)
+    try:
+        return _at_rest(
+            settings, identity, current_status(state, tuple(_stored_slots(state)), Conditions(clock), clock)
+        )
+    finally:
+        state.close()
+
+
+def _at_rest(settings: Settings, identity: Identity | None, status: Status) -> Report:
+    return status_report(
+        is_running=False,
+        name=identity.name if identity else settings.name,
+        agent_id=identity.agent_id if identity else "",
+        version=__version__,
+        link={"state": "not running", "address": ", ".join(identity.addresses) if identity else ""},
+        status=status,
+        counters={},
+    )
+
+
+def _stored_slots(state: State) -> Iterator[SlotStatus]:
+    quarantined = tuple(state.quarantine)[:256]
+    for record in state.slots.values():
+        yield SlotStatus(
+            slot=record.slot,
+            state=record.stage,
+            active=build_ref(record.active),
+            previous=build_ref(record.previous),
+            candidate=build_ref(record.candidate),
+            reason=record.reason,
+            quarantined=quarantined,
+        )

@@ -1,0 +1,184 @@
+"""The command line of ``vedette-agent``.
+
+Rules: what a script reads goes to standard output and nothing else does; an error is three lines on standard error;
+exit codes are 0 done, 1 failed, 2 usage, 3 not found, 4 refused, 5 unreachable. Heavy parts are imported by the command
+that needs them: ``--help`` loads neither grpc nor numpy.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import json
+import logging
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from vedette.agent.domain.advice import EXIT_FAILED, EXIT_USAGE, AdvisedError
+from vedette.agent.domain.errors import AgentError
+from vedette.agent.domain.report import Report, models_text, status_text
+from vedette.agent.settings import DEFAULT_FILE, OPTIONS, read_settings
+from vedette.models.errors import ModelsError
+from vedette.models.toml_settings import SettingsError, describe_settings
+from vedette.models.version import __version__
+
+_MAX_TOKEN_CHARACTERS = 8192
+_INTERRUPTED = 130  # 128 + SIGINT, as shells count
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse that says a mistake in three lines and names the nearest word it knows."""
+
+    def error(self, message: str) -> NoReturn:
+        _complain(f"{self.prog}: {message}", self._nearest(message), f"see: {self.prog} --help")
+        raise SystemExit(EXIT_USAGE)
+
+    def _nearest(self, message: str) -> str:
+        known = [word for action in self._actions for word in (*action.option_strings, *(action.choices or ()))]
+        for word in message.replace("'", " ").replace("=", " ").split():
+            close = difflib.get_close_matches(word, known, n=1, cutoff=0.7)
+            if close and close[0] != word:
+                return f"did you mean {close[0]}?"
+        return "the command was not run"
+
+
+def run_command(arguments: Sequence[str]) -> int:
+    """Run one command and return its exit code."""
+    try:
+        options = _parser().parse_args(arguments)
+    except SystemExit as exc:  # --help, --version, or a mistake that was told already
+        return int(exc.code or 0)
+    logging.basicConfig(
+        level=logging.DEBUG if options.verbose else logging.INFO if options.verb == "run" else logging.WARNING,
+        format="%(levelname)s %(name)s: %(message)s",
+    )
+    try:
+        return int(options.command(options))
+    except (AgentError, ModelsError, OSError) as exc:
+        if options.verbose:
+            raise
+        _complain(*_three_lines(exc, options.verb))
+        return _exit_code(exc)
+    except KeyboardInterrupt:
+        return _INTERRUPTED
+
+
+def _three_lines(exc: Exception, verb: str) -> tuple[str, str, str]:
+    if isinstance(exc, AdvisedError):
+        return exc.what, exc.why, exc.remedy
+    if isinstance(exc, SettingsError):
+        return exc.what, exc.why or "nothing was started", exc.remedy or "every key: vedette-agent run --help"
+    if isinstance(exc, PermissionError):
+        return f"vedette-agent {verb} may not use {exc.filename}", str(exc.strerror), "run it as root"
+    return f"vedette-agent {verb} failed", str(exc), f"the whole trace: vedette-agent {verb} --verbose"
+
+
+def _exit_code(exc: Exception) -> int:
+    if isinstance(exc, AdvisedError):
+        return exc.exit_code
+    return EXIT_USAGE if isinstance(exc, SettingsError) else EXIT_FAILED
+
+
+def _complain(*lines: str) -> None:
+    sys.stderr.write("".join(f"{line}\n" for line in lines))
+
+
+def _parser() -> _Parser:
+    parser = _Parser(
+        prog="vedette-agent",
+        description="Runs models on this appliance and tells a controller how they do; serves on without one.",
+        epilog="examples:\n  vedette-agent enroll --token vdt1.…\n  vedette-agent status --output json",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"vedette-agent {__version__}")
+    _common(parser, config=None, verbose=False)
+    verbs = parser.add_subparsers(dest="verb", metavar="COMMAND", required=True, parser_class=_Parser)
+    enroll = _verb(verbs, "enroll", _enroll, "Spend a one-time token on this appliance's identity.", _ENROLL_EXAMPLES)
+    enroll.add_argument("--token", required=True, help='what `vedette token create` printed; "-" reads standard input')
+    enroll.add_argument("--name", help="wished name; the controller makes it unique (default: the setting `name`)")
+    _verb(verbs, "run", _run, "Run the agent until it is told to stop.", _RUN_EXAMPLES + _keys())
+    status = _verb(verbs, "status", _status, "Show how this agent stands, running or not.", _STATUS_EXAMPLES)
+    models = _verb(verbs, "models", _models, "Show what serves in each slot.", _MODELS_EXAMPLES)
+    for each in (status, models):
+        each.add_argument("--output", choices=("table", "json"), default="table", help="form of the answer")
+    return parser
+
+
+_ENROLL_EXAMPLES = (
+    "  vedette-agent enroll --token vdt1.…\n  ssh ctl vedette token create | vedette-agent enroll --token -"
+)
+_RUN_EXAMPLES = "  vedette-agent run\n  vedette-agent run --config /etc/vedette/agent.toml --verbose"
+_STATUS_EXAMPLES = "  vedette-agent status\n  vedette-agent status --output json"
+_MODELS_EXAMPLES = "  vedette-agent models\n  vedette-agent models --output json"
+
+
+def _keys() -> str:
+    return f"\n\nkeys of {DEFAULT_FILE} and their defaults:\n{describe_settings(OPTIONS)}"
+
+
+def _verb(
+    verbs: Any, name: str, command: Callable[[argparse.Namespace], int], summary: str, examples: str
+) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = verbs.add_parser(
+        name,
+        help=summary,
+        description=summary,
+        epilog=f"examples:\n{examples}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    # Before the verb these set the value, after it they may replace it, so here they must not bring a default.
+    _common(parser, config=argparse.SUPPRESS, verbose=argparse.SUPPRESS)
+    parser.set_defaults(command=command)
+    return parser
+
+
+def _common(parser: argparse.ArgumentParser, *, config: Any, verbose: Any) -> None:
+    parser.add_argument(
+        "--config", type=Path, default=config, metavar="FILE", help=f"settings (default: {DEFAULT_FILE} if it exists)"
+    )
+    parser.add_argument("--verbose", action="store_true", default=verbose, help="log more; show traces of errors")
+
+
+def _enroll(options: argparse.Namespace) -> int:
+    settings = read_settings(options.config)
+    from vedette.agent.adapters.enrolment import enrol, read_token
+    from vedette.agent.adapters.facts import host_facts
+    from vedette.agent.adapters.identity import IdentityStore
+
+    text = sys.stdin.read(_MAX_TOKEN_CHARACTERS + 1) if options.token == "-" else options.token  # noqa: S105 - stdin
+    wished = options.name or settings.name
+    identity = enrol(read_token(text), IdentityStore(settings.enrolment_dir), name=wished, facts=host_facts())
+    sys.stderr.write(f"Enrolled as {identity.name} with the controller at {', '.join(identity.addresses)}.\n")
+    if identity.name != wished:
+        sys.stderr.write(f"The name {wished} was taken, so the controller chose another.\n")
+    sys.stderr.write("A running agent takes it up by itself. Otherwise start one: vedette-agent run\n")
+    return 0
+
+
+def _run(options: argparse.Namespace) -> int:
+    settings = read_settings(options.config)
+    from vedette.agent.app import run_agent
+
+    return run_agent(settings)
+
+
+def _status(options: argparse.Namespace) -> int:
+    return _show(options, status_text)
+
+
+def _models(options: argparse.Namespace) -> int:
+    return _show(options, models_text, only="slots")
+
+
+def _show(options: argparse.Namespace, as_text: Callable[[Report], str], only: str | None = None) -> int:
+    settings = read_settings(options.config)
+    from vedette.agent.app import current_report
+
+    report = current_report(settings)
+    if options.output == "json":
+        sys.stdout.write(json.dumps(report if only is None else report[only], indent=1) + "\n")
+    else:
+        sys.stdout.write(as_text(report))
+    return 0

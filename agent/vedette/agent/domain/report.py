@@ -1,0 +1,123 @@
+"""How an agent stands, as plain JSON values and as text for a terminal; both come from one report."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import Any
+
+from vedette.wire.values import Status
+
+Report = dict[str, Any]
+_MIB = 2**20
+
+
+def status_report(
+    *,
+    is_running: bool,
+    name: str,
+    agent_id: str,
+    version: str,
+    link: Mapping[str, Any],
+    status: Status,
+    counters: Mapping[str, int | float],
+) -> Report:
+    """Return the report that ``status --output json`` prints."""
+    return {
+        "running": is_running,
+        "name": name,
+        "agent_id": agent_id,
+        "version": version,
+        "link": dict(link),
+        "sequences": {
+            "desired": status.desired_sequence,
+            "attempted": status.attempted_sequence,
+            "failed": status.failed_sequence,
+            "running": status.running_sequence,
+        },
+        "slots": {slot.slot: _plain(asdict(slot)) for slot in status.slots},
+        "conditions": [_plain(asdict(condition)) for condition in status.conditions],
+        "counters": dict(counters),
+    }
+
+
+def status_text(report: Report) -> str:
+    """Return a report for a terminal; what must be acted on comes last."""
+    who = f"{report['name']} ({report['agent_id']})" if report["agent_id"] else f"{report['name']} (not enrolled)"
+    lines = [f"{who}   vedette-agent {report['version']}{'' if report['running'] else '   NOT RUNNING'}"]
+    if not report["running"]:
+        lines.append("This is what is stored on disk. Start it: vedette-agent run")
+    lines += [_link_line(report["link"]), *_flow_lines(report["counters"]), "", models_text(report).rstrip()]
+    if report["conditions"]:
+        lines += ["", *(_condition_line(condition) for condition in report["conditions"])]
+    return "\n".join(lines) + "\n"
+
+
+def models_text(report: Report) -> str:
+    """Return the slots of a report for a terminal."""
+    slots = report["slots"].values()
+    if not slots:
+        return "No model yet. The controller sends one: vedette rollout start MODEL:VERSION --to SELECTOR\n"
+    head = ("SLOT", "STATE", "ACTIVE", "PREVIOUS", "ROWS", "P50", "P99")
+    rows = [head, *(_slot_row(slot) for slot in slots)]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(head))]
+    table = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    return "\n".join([*table, *(line for slot in slots for line in _slot_notes(slot))]) + "\n"
+
+
+def _slot_row(slot: Mapping[str, Any]) -> tuple[str, ...]:
+    is_busy = slot["rows"] > 0
+    return (
+        slot["slot"],
+        _stage(slot),
+        _version(slot["active"]),
+        _version(slot["previous"]),
+        f"{slot['rows']:,}",
+        f"{slot['latency_p50_ms']:.3g} ms" if is_busy else "–",
+        f"{slot['latency_p99_ms']:.3g} ms" if is_busy else "–",
+    )
+
+
+def _stage(slot: Mapping[str, Any]) -> str:
+    if slot["state"] == "downloading" and slot["candidate_bytes_total"]:
+        share = 100 * slot["candidate_bytes_done"] // slot["candidate_bytes_total"]
+        return f"downloading {share} % of {slot['candidate_bytes_total'] / _MIB:.3g} MiB"
+    return str(slot["state"])
+
+
+def _version(build: Mapping[str, Any] | None) -> str:
+    return "–" if build is None else f"{build['model']}:{build['version']} {build['build'][7:15]}"
+
+
+def _slot_notes(slot: Mapping[str, Any]) -> Sequence[str]:
+    notes = [f"{slot['slot']}: {slot['reason']}"] if slot["reason"] else []
+    if slot["quarantined"]:
+        notes.append(f"{slot['slot']}: will not try again {', '.join(digest[7:19] for digest in slot['quarantined'])}")
+    return notes
+
+
+def _link_line(link: Mapping[str, Any]) -> str:
+    return f"link      {link['state']}" + (f"   {link['address']}" if link.get("address") else "")
+
+
+def _flow_lines(counters: Mapping[str, int | float]) -> Sequence[str]:
+    if "flows" not in counters:
+        return ()
+    told = ("datagrams", "flows", "rows_scored", "rows_flagged", "flows_unscored", "datagrams_dropped")
+    return (f"flows     {'   '.join(f'{name} {counters.get(name, 0):,}' for name in told)}",)
+
+
+def _condition_line(condition: Mapping[str, Any]) -> str:
+    return f" {condition['severity']:<8} {condition['code']}: {condition['text']} (since {condition['since']})"
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, datetime):
+        return value.astimezone(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value.value if isinstance(value, StrEnum) else value
