@@ -5,6 +5,9 @@ profiles of any time, batch and appliance add up exactly. Profiles of different 
 
 Bins of one column, in this order: null, zero, below the least training value, between the training quantiles, above
 the greatest. The model's score is counted as one more column behind the features.
+
+Only rows that the model did not flag are counted in bins: a profile says what usual traffic looks like. One port scan
+is ten thousand rows of its own kind, an alarm and no drift; flagged rows are counted apart.
 """
 
 from __future__ import annotations
@@ -89,7 +92,7 @@ class ReferenceProfile:
     Args:
         columns: Names: the features in order, then ``score``.
         edges: Float32, shape (columns, QUANTILES + 1), ascending; +inf where a column has fewer.
-        counts: Training rows by bin, shape (columns, BINS).
+        counts: Training rows by bin that the model does not flag, shape (columns, BINS).
         medians: Of the training values of each feature, shape (features,): what is usual.
         rows: Training rows counted.
         flagged: How many of them the model flagged.
@@ -259,11 +262,16 @@ class DataProfile:
     def __init__(self, reference: ReferenceProfile) -> None:
         self.reference = reference
         self.counts: CountArray = np.zeros((len(reference.columns), BINS), np.uint64)
-        self.rows = 0
+        self.rows = 0  # flagged ones included
         self.flagged = 0
 
+    @property
+    def usual(self) -> int:
+        """Return how many rows are counted in bins: those the model did not flag."""
+        return self.rows - self.flagged
+
     def add(self, features: npt.NDArray[np.float32], scores: FloatArray, flagged: npt.NDArray[np.bool_]) -> None:
-        """Count a batch of rows.
+        """Count a batch of rows: those not flagged in their bins, the flagged ones by number.
 
         Args:
             features: Shape (rows, features), as the model read them.
@@ -279,7 +287,8 @@ class DataProfile:
             raise ProfileError(
                 f"features {features.shape}, scores {scores.shape}, flagged {flagged.shape} for {width - 1} features"
             )
-        found = self.reference.bins(_with_score(features, scores)) + np.arange(width) * BINS
+        usual = ~flagged
+        found = self.reference.bins(_with_score(features[usual], scores[usual])) + np.arange(width) * BINS
         self.counts += np.bincount(found.reshape(-1), minlength=width * BINS).reshape(width, BINS).astype(np.uint64)
         self.rows += rows
         self.flagged += int(np.count_nonzero(flagged))
@@ -326,7 +335,7 @@ class DataProfile:
         profile = cls(reference)
         profile.counts = np.frombuffer(raw, _WIDTHS[width]).reshape(columns, BINS).astype(np.uint64)
         profile.rows, profile.flagged = rows, flagged
-        if flagged > rows or (profile.counts.sum(axis=1) != rows).any():
+        if flagged > rows or (profile.counts.sum(axis=1) != rows - flagged).any():
             raise ProfileError(f"profile of {rows} rows, {flagged} flagged, has counts that do not add up to its rows")
         return profile
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
@@ -61,18 +61,34 @@ def test_one_moved_column_of_three_is_listed_first_and_is_not_the_mix() -> None:
 
 
 def test_too_few_rows_say_how_many_are_missing() -> None:
-    found = judge(Observed("m:1", REFERENCE, {"a": profile(ENOUGH_ROWS - 1, 4)}))
-    assert (found.verdict, found.rows_needed, found.features) == ("not enough rows", 1, ())
+    few = profile(ENOUGH_ROWS + 50, 4)  # a tenth of them flagged
+    found = judge(Observed("m:1", REFERENCE, {"a": few}))
+    assert (found.verdict, found.features) == ("not enough rows", ())
+    assert found.rows_needed == few.flagged - 50 > 0
+
+
+def test_burst_of_flagged_rows_moves_the_flagged_share_and_nothing_else() -> None:
+    calm, burst = profile(3_000, 2), profile(3_000, 2)
+    features, scores, _ = sample(9_000, 6, shift=9.0)
+    burst.add(features, scores, np.ones(9_000, np.bool_))
+    found = [judge(Observed("m:1", REFERENCE, {"a": made})) for made in (calm, burst)]
+    assert found[0].features == tuple(
+        replace(f, agents=found[0].features[i].agents) for i, f in enumerate(found[1].features)
+    )
+    assert found[1].flagged_share > 0.75
+
+
+def test_nothing_seen_needs_all_rows() -> None:
     assert judge(Observed("m:1", REFERENCE, {})).rows_needed == ENOUGH_ROWS
 
 
 def test_agents_with_few_rows_count_for_the_fleet_and_are_not_judged_alone() -> None:
     agents = {"big": profile(2_000, 1, 1.0), "small": profile(500, 2)} | {
-        f"more-{place}": profile(1_000, 10 + place) for place in range(MAX_AGENTS + 5)
+        f"more-{place}": profile(1_200, 10 + place) for place in range(MAX_AGENTS + 5)
     }
     found = judge(Observed("m:1", REFERENCE, agents))
     shown = found.features[0].agents
-    assert found.rows == 2_500 + 1_000 * (MAX_AGENTS + 5)
+    assert found.rows == 2_500 + 1_200 * (MAX_AGENTS + 5)
     assert (len(shown), shown[0].agent) == (MAX_AGENTS, "big")
 
 

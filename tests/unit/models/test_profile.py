@@ -54,11 +54,22 @@ def test_every_value_falls_into_the_bin_the_rule_says(features):
 
 
 def test_training_data_fills_its_own_bins_evenly():
-    inner = REFERENCE.counts[0, BELOW_BIN + 1 : -1]
+    features, scores, flagged = training()
+    made = ReferenceProfile.fit(NAMES, features, scores, np.zeros_like(flagged))
+    inner = made.counts[0, BELOW_BIN + 1 : -1]
     assert inner.sum() == 2000
     assert inner.max() - inner.min() <= 2
-    assert REFERENCE.counts[:, BELOW_BIN].sum() == 0
-    assert REFERENCE.counts[:, -1].sum() == 0
+    assert made.counts[:, BELOW_BIN].sum() == 0
+    assert made.counts[:, -1].sum() == 0
+
+
+def test_flagged_rows_are_counted_apart_and_not_in_bins():
+    features, scores, flagged = training()
+    with_all, without = DataProfile(REFERENCE), DataProfile(REFERENCE)
+    with_all.add(features, scores, flagged)
+    without.add(features[~flagged], scores[~flagged], flagged[~flagged])
+    assert (with_all.counts == without.counts).all()
+    assert (with_all.rows, with_all.flagged, with_all.usual) == (2000, int(flagged.sum()), without.rows)
 
 
 def test_medians_are_of_what_is_known():
