@@ -22,6 +22,7 @@ from vedette.controller.adapters.clock import SystemClock
 from vedette.controller.adapters.grpc import server as ports
 from vedette.controller.adapters.grpc.admin import compose
 from vedette.controller.adapters.grpc.admin_fleet import AdminFleet
+from vedette.controller.adapters.grpc.admin_ml import AdminMl
 from vedette.controller.adapters.grpc.admin_rollout import AdminRollout
 from vedette.controller.adapters.grpc.guard import Guard, caller
 from vedette.controller.adapters.grpc.servicers import (
@@ -78,6 +79,7 @@ class Controller:
         rooms = self.rooms
         return (
             AdminFleet(rooms.desk, rooms.enrolment),
+            AdminMl(rooms.datasets, rooms.runs, rooms.registry, rooms.drift),
             AdminRollout(rooms.rollouts, lambda _: caller().name),
         )
 

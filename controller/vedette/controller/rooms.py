@@ -19,6 +19,7 @@ from vedette.controller.adapters.sqlite.database import Database, Migration
 from vedette.controller.domain.clock import Clock
 from vedette.controller.services.artifacts import Artifacts
 from vedette.controller.services.datasets import DatasetService
+from vedette.controller.services.drift import DriftService
 from vedette.controller.services.enrolment import Enrolment, Trust
 from vedette.controller.services.fleet import Fleet, FleetSettings
 from vedette.controller.services.overview import FleetDesk
@@ -58,6 +59,7 @@ class Rooms:
     registry: RegistryService
     runs: RunService
     rollouts: RolloutService
+    drift: DriftService
 
     async def start(self) -> None:
         """Read what is stored and go on with what was unfinished; rollouts last, they need all the others.
@@ -156,6 +158,14 @@ def furnish(
             fleet=fleet,
             desired=fleet,
             versions=models,
+            clock=clock,
+        ),
+        drift=DriftService(
+            runner=database,
+            telemetry=telemetry.TelemetryStore(database),
+            registry=versions,
+            blobs=blobs,
+            fleet=fleet,
             clock=clock,
         ),
     )
