@@ -219,6 +219,8 @@ async def test_a_bad_build_is_refused_quarantined_also_across_a_restart_and_the_
     (status,) = appliance.serving.statuses()
     assert (status.state, status.candidate, status.active and status.active.version) == (SlotState.FAILED, None, 1)
     assert status.reason == str(caught.value)
+    kept = {blob.digest for blob in appliance.shelf.flow_release(1).blobs}
+    assert {f"sha256:{path.name}" for path in (appliance.blobs / "sha256").iterdir()} == kept
     assert await version_that_answers(appliance) == 1
     await appliance.restart()
     assert await version_that_answers(appliance) == 1

@@ -291,6 +291,12 @@ async def test_a_budget_too_small_for_the_model_is_a_clean_error(tmp_path: Path)
         await spawner(tiny_models.flow_model(), FLOW_PLAN, tmp_path / "empty", settings)()
 
 
+async def test_limits_the_host_does_not_allow_blame_no_model(tmp_path: Path) -> None:
+    settings = replace(SMALL, cpus=(4095,))
+    with pytest.raises(SpawnFailed, match="limits cannot be set"):
+        await spawner(tiny_models.flow_model(), FLOW_PLAN, tmp_path / "empty", settings)()
+
+
 async def test_a_host_that_starts_no_process_is_a_typed_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "executable", str(tmp_path / "absent"))
     with pytest.raises(SpawnFailed, match="absent"):

@@ -23,6 +23,7 @@ logger = logging.getLogger(__name__)
 _CHUNK = 1024 * 1024
 _SEALS = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 _FULL = (errno.ENOSPC, errno.EDQUOT)
+_SHORT = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 
 
 class Blobs:
@@ -60,12 +61,17 @@ class Blobs:
         return 0
 
     def is_whole(self, blob: Blob) -> bool:
-        """Return whether a file is there with its size and digest; one that is not right is removed."""
+        """Return whether a file is there with its size and digest; one that is not right is removed.
+
+        Raises:
+            SpawnFailed: The host would not open it.
+        """
         try:
             self._copy(blob, lambda _: None)
         except BlobCorrupt as exc:
             logger.info("%s", exc)
-            self.path(blob.digest).unlink(missing_ok=True)
+            if self.path(blob.digest).is_file():
+                _remove(self.path(blob.digest))
             return False
         return True
 
@@ -74,6 +80,7 @@ class Blobs:
 
         Raises:
             BlobCorrupt: It is absent, unreadable, or not of its size and digest.
+            SpawnFailed: The host would not open it.
         """
         parts: list[bytes] = []
         self._copy(blob, parts.append)
@@ -84,7 +91,7 @@ class Blobs:
 
         Raises:
             BlobCorrupt: As :meth:`read`.
-            SpawnFailed: The host has no memory for it.
+            SpawnFailed: The host would not open it, or has no memory for it.
         """
         try:
             descriptor = os.memfd_create("vedette-model", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
@@ -112,6 +119,8 @@ class Blobs:
                     hasher.update(part)
                     take(part)
         except OSError as exc:
+            if exc.errno in _SHORT:  # says nothing of the file: a good build must not fall for it
+                raise SpawnFailed(f"{path} cannot be read now: {exc.strerror}") from exc
             raise BlobCorrupt(f"{path} cannot be read: {exc.strerror or exc}") from exc
         found = "sha256:" + hasher.hexdigest()
         if left or found != blob.digest:

@@ -62,6 +62,7 @@ class Failure(IntEnum):
     MEMORY = 3  # an allocation was refused
     OUTPUT = 4  # an output is larger than its place, or not what the release says
     REFUSED = 5  # the model cannot be loaded
+    HOST = 6  # the host or the settings do not allow a worker; no model is to blame
 
 
 class RingError(Exception):

@@ -214,10 +214,12 @@ class Serving:
 
     async def start(self) -> None:
         """Bring up the last good build of every slot from this disk alone. Never raises for a bad model."""
-        for slot in self._slots.values():
-            if not await self._bring_up(slot):
-                slot.settling = asyncio.create_task(self._settle(slot))
+        await asyncio.gather(*(self._start_slot(slot) for slot in self._slots.values()))
         self.collect_garbage()
+
+    async def _start_slot(self, slot: _Slot) -> None:
+        if not await self._bring_up(slot):
+            slot.settling = asyncio.create_task(self._settle(slot))
 
     async def stop(self) -> None:
         """Answer what was asked for and end every worker. Cancel installations first; they go on after a restart."""
@@ -388,7 +390,7 @@ class Serving:
         self._store(slot, advance(slot.record, Event.FETCHED))
 
     async def _fetch_blob(self, blob: Blob, fetch: Fetch) -> None:
-        if await asyncio.to_thread(self.blobs.is_whole, blob):
+        if await self._is_whole(blob):
             return
         self._check_room(blob)
         try:
@@ -397,8 +399,14 @@ class Serving:
             raise InstallFailed(_code(exc), str(exc)) from exc
         except AgentError as exc:
             raise InstallFailed(InstallCode.DOWNLOAD_FAILED, str(exc)) from exc
-        if not await asyncio.to_thread(self.blobs.is_whole, blob):
+        if not await self._is_whole(blob):
             raise InstallFailed(InstallCode.DIGEST_MISMATCH, f"what was downloaded has not the digest {blob.digest}")
+
+    async def _is_whole(self, blob: Blob) -> bool:
+        try:
+            return await asyncio.to_thread(self.blobs.is_whole, blob)
+        except SpawnFailed as exc:
+            raise InstallFailed(InstallCode.HOST_FAILED, str(exc)) from exc
 
     def _check_room(self, blob: Blob) -> None:
         folder = self.blobs.path(blob.digest).parent
@@ -439,6 +447,7 @@ class Serving:
         candidate = slot.record.candidate
         record = advance(slot.record, Event.FAILED, reason=str(failed))
         self._store_anyway(slot, record, candidate if failed.code.blames_build else None, str(failed))
+        self.collect_garbage()
         return failed
 
     def _store_anyway(self, slot: _Slot, record: SlotRecord, bad: SlotAssignment | None, reason: str) -> None:
@@ -528,7 +537,7 @@ class Serving:
         while (build := slot.record.active) is not None:
             try:
                 release = self._release(build.release)
-                golden = await asyncio.to_thread(self.blobs.is_whole, release.golden)
+                golden = await self._is_whole(release.golden)
                 if not golden:
                     logger.warning("golden samples of %s are damaged: starting it without its self-test", release.name)
                 model = await self._load(slot, build, release, golden=golden)

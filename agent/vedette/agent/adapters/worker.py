@@ -77,7 +77,7 @@ class WorkerSettings:
 
     threads: int = 1  # of onnxruntime inside one operator
     memory_bytes: int = 512 * 1024 * 1024  # RLIMIT_AS; python, numpy and onnxruntime take 280 MiB of it
-    nice: int = 5
+    nice: int = 5  # on top of the agent's own
     cpus: tuple[int, ...] = ()  # may run there; empty is anywhere
     max_rows: int = 4096  # of one batch; larger requests are cut
     variable_bytes: int = 4 * 1024 * 1024  # for each tensor with more than its rows undecided
@@ -488,7 +488,7 @@ def _parse_answer(answer: bytes) -> tuple[int, str] | None:
 def _load_error(failure: int, text: str, memory_bytes: int) -> AgentError:
     if failure == Failure.MEMORY:
         return OutOfMemory(f"loading the model took more than {memory_bytes} bytes (memory_bytes): {text}")
-    return ModelRefused(text)
+    return SpawnFailed(text) if failure == Failure.HOST else ModelRefused(text)
 
 
 def _batch_error(code: int, text: str) -> InferenceError:
