@@ -1,0 +1,115 @@
+from datetime import timedelta
+from itertools import pairwise
+
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from vedette.controller.domain.telemetry import MAX_RANGES, Range, Tally, admit, pulse, tally
+from vedette.models.profile import LATENCY_EDGES_MS
+from vedette.wire.values import Gap, TelemetryBatch, Window
+
+from tests.support.clock import NOON
+
+BINS = len(LATENCY_EDGES_MS) + 1
+
+
+def batch(sequence: int, *gaps: tuple[int, int]) -> TelemetryBatch:
+    named = tuple(Gap(first_sequence=first, last_sequence=last) for first, last in gaps)
+    return TelemetryBatch(boot_epoch=1, sequence=sequence, gaps=named)
+
+
+def members(ranges: tuple[Range, ...]) -> set[int]:
+    return {sequence for first, last in ranges for sequence in range(first, last + 1)}
+
+
+@given(st.lists(st.integers(1, 40), max_size=80))
+def test_every_sequence_is_counted_exactly_once_in_any_order(sequences: list[int]):
+    counted: tuple[Range, ...] = ()
+    new = []
+    for sequence in sequences:
+        admission = admit(counted, batch(sequence))
+        counted = admission.counted
+        if admission.is_new:
+            new.append(sequence)
+    assert sorted(new) == sorted(set(sequences))
+    assert members(counted) == set(sequences)
+    assert all(before[1] + 1 < after[0] for before, after in pairwise(counted))
+
+
+@given(st.lists(st.tuples(st.integers(1, 30), st.integers(0, 5)), max_size=30))
+def test_what_is_given_up_is_never_counted_later(steps: list[tuple[int, int]]):
+    counted: tuple[Range, ...] = ()
+    given_up: set[int] = set()
+    new: set[int] = set()
+    for sequence, width in steps:
+        gap = (max(1, sequence - width), sequence - 1)
+        admission = admit(counted, batch(sequence, *([gap] if gap[0] <= gap[1] else [])))
+        counted = admission.counted
+        if admission.is_new:
+            assert sequence not in given_up | new
+            new.add(sequence)
+            given_up |= {item for lost in admission.lost for item in range(lost.first_sequence, lost.last_sequence + 1)}
+    assert members(counted) == new | given_up
+
+
+@settings(max_examples=30)
+@given(st.permutations(range(1, 3 * MAX_RANGES)))
+def test_ranges_stay_bounded_however_sparse_the_reports(order: list[int]):
+    counted: tuple[Range, ...] = ()
+    for sequence in order:
+        counted = admit(counted, batch(2 * sequence)).counted
+        assert len(counted) <= MAX_RANGES
+
+
+def test_a_hole_that_is_closed_is_kept_as_a_gap():
+    counted: tuple[Range, ...] = ()
+    for sequence in range(1, MAX_RANGES + 1):
+        admission = admit(counted, batch(10 * sequence))
+        assert admission.lost == ()
+        counted = admission.counted
+    admission = admit(counted, batch(10_000))
+    assert admission.lost == (Gap(first_sequence=11, last_sequence=19, reason="never reported"),)
+    assert admission.counted[0] == (10, 20)
+    assert not admit(admission.counted, batch(15)).is_new
+
+
+def test_a_vast_gap_costs_nothing():
+    admission = admit((), batch(2**50, (1, 2**50 - 1)))
+    assert admission.counted == ((1, 2**50),)
+
+
+def window(rows: int = 10, seconds: float = 10, **changes: object) -> Window:
+    counts = np.zeros(BINS, int)
+    counts[5] = rows
+    made = {"slot": "s", "model": "m", "version": 1, "rows": rows, "latency_counts": tuple(counts.tolist()), **changes}
+    return Window(start=NOON, end=NOON + timedelta(seconds=seconds), **made)  # type: ignore[arg-type]
+
+
+def test_tallies_are_by_agent_model_and_version_and_free_of_order():
+    items = [
+        ("b", window()),
+        ("a", window(version=2)),
+        ("a", window()),
+        ("a", window(rows=5)),
+        ("a", window(model="n")),
+    ]
+    found, again = tally(items), tally(reversed(items))
+    assert [(t.agent_id, t.model, t.version, t.rows) for t in found] == [
+        ("a", "m", 1, 15),
+        ("a", "m", 2, 10),
+        ("a", "n", 1, 10),
+        ("b", "m", 1, 10),
+    ]
+    assert [t.view("x") for t in found] == [t.view("x") for t in again]
+
+
+def test_a_window_whose_clock_stepped_back_has_no_rate():
+    assert pulse({"s": window(seconds=-5)}).rows_per_s == 0.0
+    backwards = Tally("a", "m", 1)
+    backwards.add(window(seconds=-5))
+    assert (backwards.view("x").rows_per_s, backwards.view("x").cpu_percent, backwards.rows) == (0.0, 0.0, 10)
+
+
+def test_the_pulse_is_that_of_the_busiest_slot():
+    assert pulse({"a": window(rows=10), "b": window(rows=50)}).rows_per_s == 5.0
+    assert pulse({}).rows_per_s == 0.0
