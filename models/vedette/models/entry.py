@@ -7,6 +7,13 @@ from __future__ import annotations
 
 import importlib
 import sys
+from importlib.util import find_spec
+
+_BRINGS = {
+    "agent": ("grpc", "onnxruntime", "psutil"),
+    "controller": ("grpc", "click", "rich", "sqlite_utils", "apscheduler", "onnx"),
+}
+"""Libraries that only an extra brings, by extra."""
 
 
 def vedette() -> int:
@@ -25,16 +32,14 @@ def vedette_agent() -> int:
 
 
 def _run(program: str, module: str, extra: str) -> int:
-    try:
-        main = importlib.import_module(module).main
-        return int(main() or 0)
-    except ModuleNotFoundError as exc:
-        if exc.name is None or exc.name.split(".")[0] == "vedette":
-            raise
+    # Looked up, not tried: programs import late, so a missing library would show in the middle of the work.
+    missing = [name for name in _BRINGS[extra] if find_spec(name) is None]
+    if missing:
         print(
             f"{program} cannot start.\n"
-            f"Its library {exc.name} is not installed: this installation lacks the extra {extra}.\n"
+            f"Not installed: {', '.join(missing)}. This installation lacks the extra {extra}.\n"
             f"Install it: pip install 'vedette[{extra}]'",
             file=sys.stderr,
         )
         return 1
+    return int(importlib.import_module(module).main() or 0)
