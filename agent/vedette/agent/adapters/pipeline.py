@@ -309,7 +309,7 @@ class FlowPipeline:
     async def _explained(
         self, slot: str, scored: _Scored, rows: npt.NDArray[np.integer[Any]], usual: npt.NDArray[np.float32]
     ) -> dict[int, Sequence[Evidence]]:
-        """Return what drove these rows; empty when the model fails or was switched, another's reasons are no reasons."""
+        """Return what drove these rows; nothing when the model failed or was switched in between."""
         chosen = scored.batch.features[rows]
         variants = np.concatenate([occlusion_rows(row, usual) for row in chosen])
         try:
