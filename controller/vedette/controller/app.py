@@ -250,9 +250,8 @@ def serve(settings: ControllerSettings) -> None:
     Raises:
         ControllerError: It cannot start.
     """
-    keys = KeyRing.load(settings.data_dir)
     with opened(settings) as database:
-        asyncio.run(_serve(settings, keys, database))
+        asyncio.run(_serve(settings, KeyRing.load(settings.data_dir), database))
 
 
 async def _serve(settings: ControllerSettings, keys: KeyRing, database: Database) -> None:

@@ -1,8 +1,13 @@
+import ast
+from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
 from vedette.controller.adapters.grpc.admin import METHODS, compose, methods_of
+from vedette.controller.adapters.grpc.admin_fleet import AdminFleet
+from vedette.controller.adapters.grpc.admin_ml import AdminMl
+from vedette.controller.adapters.grpc.admin_rollout import AdminRollout
 from vedette.controller.adapters.grpc.errors import STATUS_OF, public_error
 from vedette.controller.domain import errors
 from vedette.models.documents import DocumentError
@@ -51,3 +56,27 @@ def test_errors_of_peers_name_value_and_limit_and_unforeseen_ones_say_nothing():
     assert "x is 9, limit 8" in public_error(WireError("x is 9, limit 8"))[1]
     assert public_error(DocumentError("y"))[2] == "bad-document"
     assert "secret" not in public_error(KeyError("secret"))[1]
+
+
+def test_every_verb_is_served_by_exactly_one_part():
+    parts = (AdminFleet, AdminMl, AdminRollout)
+    assert sorted(name for part in parts for name in METHODS if hasattr(part, name)) == sorted(METHODS)
+
+
+def test_every_code_is_in_the_docs():
+    """Codes are the first argument of our errors, wherever they are made."""
+    kinds = {kind.__name__ for kind in KINDS}
+    sources = Path(errors.__file__).parents[1].rglob("*.py")
+    calls = [node for path in sources for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
+    codes = {call.args[0].value for call in calls if _name(call) in kinds and _is_text(call)}
+    documented = (Path(__file__).parents[3] / "docs" / "errors.md").read_text()
+    assert len(codes) > 80
+    assert sorted(code for code in codes if f"| `{code}` |" not in documented) == []
+
+
+def _name(call: ast.Call) -> str:
+    return getattr(call.func, "id", getattr(call.func, "attr", ""))
+
+
+def _is_text(call: ast.Call) -> bool:
+    return bool(call.args) and isinstance(call.args[0], ast.Constant)

@@ -1,0 +1,176 @@
+"""The program itself: started, stopped, killed."""
+
+import asyncio
+import contextlib
+import os
+import re
+import signal
+import socket
+import ssl
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from grpc import aio
+from vedette.controller.__main__ import main
+from vedette.controller.adapters.keys import KeyRing
+from vedette.controller.context import AdminContext
+from vedette.controller.settings import ControllerSettings
+from vedette.models.toml_settings import parse_address
+from vedette.wire import convert
+from vedette.wire.v1 import admin_pb2
+from vedette.wire.values import TelemetryBatch
+
+from tests.integration.controller.test_telemetry import window
+from tests.support.controller import Appliance, Running, code_of, running
+
+MOST_RESIDENT_BYTES = 200 * 1024 * 1024
+HEAVY = re.compile(r"/(onnxruntime|onnx|sklearn|lightgbm|pyarrow|scipy|pandas)/")
+
+
+@pytest.fixture
+def config(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Path:
+    assert main(["init", "--data-dir", str(tmp_path / "data"), "--listen", "127.0.0.1:0"]) == 0
+    shown = capsys.readouterr().out
+    path = tmp_path / "data" / "controller.toml"
+    assert f"serve --config {path}" in shown
+    assert "online" in shown
+    path.write_text(path.read_text().replace("127.0.0.1:7480", ""))
+    return path
+
+
+@pytest.fixture
+def systemd(tmp_path: Path) -> Iterator[socket.socket]:
+    """The socket on which a service tells systemd how it stands."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listener:
+        listener.settimeout(30)
+        listener.bind(str(tmp_path / "notify"))
+        yield listener
+
+
+@contextlib.asynccontextmanager
+async def program(
+    config: Path, systemd: socket.socket, module: str = "vedette.controller", *arguments: str
+) -> AsyncIterator[asyncio.subprocess.Process]:
+    """Start a controller, wait until it says it is ready, and leave nothing of it behind."""
+    words = arguments or ("serve", "--config", str(config))
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", module, *words,
+        env={**os.environ, "NOTIFY_SOCKET": systemd.getsockname()}, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    try:
+        assert await asyncio.to_thread(systemd.recv, 100) == b"READY=1"
+        yield process
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await process.communicate()
+
+
+class Client(Running):
+    """Clients of a controller in another process."""
+
+    def __init__(self, config: Path) -> None:
+        settings = ControllerSettings.load(config)
+        assert settings.enrol_listen
+        self.controller: Any = _Ports(parse_address(settings.listen)[1], parse_address(settings.enrol_listen)[1])
+        self.context = AdminContext.load(config.parent / "admin.toml")
+        self.keys = KeyRing.load(config.parent)
+
+
+class _Ports:
+    def __init__(self, port: int, enrol_port: int) -> None:
+        self.port, self.enrol_port = port, enrol_port
+
+
+async def report(appliance: Appliance) -> None:
+    batch = TelemetryBatch(boot_epoch=1, sequence=1, windows=(window(),))
+    async with appliance.telemetry() as stub:
+        await stub.Report(convert.BATCH.to_wire(batch))
+
+
+async def test_a_batch_committed_before_a_kill_counts_once_when_it_is_repeated(config: Path, systemd: socket.socket):
+    module = "tests.support.stuck_controller"
+    async with program(config, systemd, module, str(config)) as process:
+        edge = await Client(config).enrolled("edge")
+        sending = asyncio.create_task(report(edge))
+        assert process.stdout
+        assert await process.stdout.readline() == b"committed\n"
+        process.kill()
+        with pytest.raises(aio.AioRpcError) as caught:
+            await sending
+        assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+    async with running(ControllerSettings.load(config)) as served:
+        edge._running = served
+        await report(edge)
+        assert (served.controller.rooms.telemetry.batches, served.controller.rooms.telemetry.repeated) == (0, 1)
+        async with served.admin() as admin:
+            agent = await admin.GetAgent(admin_pb2.GetAgentRequest(name="edge"))
+    assert agent.rows == 100
+
+
+async def test_a_terminated_controller_tells_its_agents_and_ends_well(config: Path, systemd: socket.socket):
+    async with program(config, systemd) as process:
+        edge = await Client(config).enrolled("edge")
+        async with edge.connected() as stream:
+            process.send_signal(signal.SIGTERM)
+            with pytest.raises(aio.AioRpcError) as caught:
+                await stream.hear()
+        assert (caught.value.code(), code_of(caught.value)) == (grpc.StatusCode.UNAVAILABLE, "controller-stopping")
+        assert await asyncio.wait_for(process.wait(), 20) == 0
+        assert systemd.recv(100) == b"STOPPING=1"
+
+
+def _proc(pid: int, name: str) -> str:
+    return Path(f"/proc/{pid}/{name}").read_text()
+
+
+async def test_a_server_is_small_and_loads_no_training_library(config: Path, systemd: socket.socket):
+    async with program(config, systemd) as process:
+        for number in range(3):
+            await report(await Client(config).enrolled(f"edge-{number}"))
+        maps = await asyncio.to_thread(_proc, process.pid, "maps")
+        status = await asyncio.to_thread(_proc, process.pid, "status")
+    assert HEAVY.findall(maps) == []
+    resident = re.search(r"VmRSS:\s+(\d+) kB", status)
+    assert resident
+    assert int(resident[1]) * 1024 < MOST_RESIDENT_BYTES
+
+
+async def test_only_tls_1_3_is_spoken(config: Path, systemd: socket.socket):
+    def handshake(port: int, version: ssl.TLSVersion) -> str | None:
+        context = ssl.create_default_context()
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+        context.minimum_version = context.maximum_version = version
+        context.set_alpn_protocols(["h2"])
+        with socket.create_connection(("127.0.0.1", port), 10) as raw, context.wrap_socket(raw) as wrapped:
+            return wrapped.version()
+
+    async with program(config, systemd):
+        ports = Client(config).controller
+        for port in (ports.port, ports.enrol_port):
+            assert await asyncio.to_thread(handshake, port, ssl.TLSVersion.TLSv1_3) == "TLSv1.3"
+            with pytest.raises(OSError):  # noqa: PT011 - an alert or a reset, by version of OpenSSL
+                await asyncio.to_thread(handshake, port, ssl.TLSVersion.TLSv1_2)
+
+
+async def test_a_second_controller_on_the_same_data_or_port_is_refused(
+    config: Path, tmp_path: Path, systemd: socket.socket, capsys: pytest.CaptureFixture[str]
+):
+    async with program(config, systemd):
+        assert await asyncio.to_thread(main, ["serve", "--config", str(config)]) == 4
+        assert "another controller serves" in capsys.readouterr().err
+        assert main(["check", "--config", str(config)]) == 0
+        assert main(["init", "--data-dir", str(tmp_path / "other"), "--listen", "127.0.0.1:0"]) == 0
+        other = tmp_path / "other" / "controller.toml"
+        listen = ControllerSettings.load(config).listen
+        other.write_text(re.sub(r"^listen = .*$", f'listen = "{listen}"', other.read_text(), flags=re.MULTILINE))
+        command = [sys.executable, "-m", "vedette.controller", "serve", "--config", str(other)]
+        done = await asyncio.to_thread(subprocess.run, command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 1
+    assert f"cannot listen on {listen}" in done.stderr
+    assert "Traceback" not in done.stderr
