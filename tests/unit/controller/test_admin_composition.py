@@ -64,9 +64,9 @@ def test_every_verb_is_served_by_exactly_one_part():
 
 
 def test_every_code_is_in_the_docs():
-    """Codes are the first argument of our errors, wherever they are made."""
+    """Codes are the first argument of our errors, wherever they are made; the CLI has errors of its own."""
     kinds = {kind.__name__ for kind in KINDS}
-    sources = Path(errors.__file__).parents[1].rglob("*.py")
+    sources = [path for path in Path(errors.__file__).parents[1].rglob("*.py") if path.parent.name != "cli"]
     calls = [node for path in sources for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
     codes = {call.args[0].value for call in calls if _name(call) in kinds and _is_text(call)}
     documented = (Path(__file__).parents[3] / "docs" / "errors.md").read_text()
