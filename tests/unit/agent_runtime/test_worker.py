@@ -271,7 +271,10 @@ async def test_what_is_no_model_is_refused(tmp_path: Path, data: bytes) -> None:
         await spawner(data, FLOW_PLAN, tmp_path / "empty", SMALL)()
 
 
-@pytest.mark.parametrize("location", ["etc/passwd", "/etc/passwd", "../../../../../../../../etc/passwd", "beside"])
+_LOCATIONS = ["etc/passwd", "/etc/passwd", "../../../../../../../../etc/passwd", "beside", "*/_ORT_MEM_ADDR_/*"]
+
+
+@pytest.mark.parametrize("location", _LOCATIONS)
 async def test_a_model_cannot_read_files_of_the_host(tmp_path: Path, location: str) -> None:
     (tmp_path / "beside").write_bytes(b"secret")
     specs = ([TensorSpec("x", "float32", (-1,))], [TensorSpec("y", "float32", (-1,))])
@@ -330,6 +333,7 @@ async def test_a_record_that_answers_nothing_ends_the_worker_and_not_the_agent(t
 
 def _proc(pid: int | None) -> tuple[bool, list[str]]:
     folder = Path(f"/proc/{pid}")
+    assert (folder / "oom_score_adj").read_text() == "500\n"
     no_new_privileges = "NoNewPrivs:\t1" in (folder / "status").read_text()
     return no_new_privileges, sorted(str(link.readlink()) for link in (folder / "fd").iterdir())
 

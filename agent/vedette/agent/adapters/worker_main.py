@@ -23,6 +23,7 @@ import sys
 import threading
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from vedette.agent.adapters.ring import (
@@ -42,6 +43,7 @@ from vedette.models.release import TensorSpec
 
 _PR_SET_PDEATHSIG = 1  # include/uapi/linux/prctl.h
 _PR_SET_NO_NEW_PRIVS = 38
+_OOM_SCORE = 500  # of 1000, see proc_pid_oom_score_adj(5)
 _MOST_BINDINGS = 64
 _OUT_OF_MEMORY = ("Cannot allocate memory", "Failed to allocate memory", "bad_alloc", "bad allocation")
 _OTHER_SHAPE = "pre-allocated output"  # of onnxruntime's refusal to write another shape than the bound one
@@ -79,8 +81,16 @@ def _limit(name: int, most: int) -> None:
     resource.setrlimit(name, (least, least))
 
 
+def _die_first() -> None:
+    """Let the kernel, where memory runs out for all, end this process before the rest of the appliance."""
+    score = Path("/proc/self/oom_score_adj")
+    if int(score.read_text()) < _OOM_SCORE:  # lowering it is a privilege
+        score.write_text(str(_OOM_SCORE))
+
+
 def _live_within(setup: Mapping[str, Any]) -> None:
     """Set the limits that hold while the model is loaded."""
+    _die_first()
     _limit(resource.RLIMIT_CORE, 0)
     _limit(resource.RLIMIT_FSIZE, setup["stderr_bytes"])
     _limit(resource.RLIMIT_AS, setup["memory_bytes"])
