@@ -77,6 +77,13 @@ class Command(_Taught, click.Command):
         super().__init__(*args, **more)
         self.params = [*self.params, *self.global_options]
 
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the verb, once it is certain that its result can be printed as asked for."""
+        session = ctx.find_object(Session)
+        if session is not None:
+            _ = session.output  # reads the settings: a mistake there must not come up after something was done
+        return super().invoke(ctx)
+
     def format_help(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the first screen of the verb."""
         self._format(self, ctx, formatter)
