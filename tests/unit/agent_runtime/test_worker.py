@@ -390,6 +390,15 @@ def test_a_killed_agent_leaves_no_worker_and_never_loaded_the_runtime(tmp_path: 
     assert not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
 
 
+async def test_a_model_that_slows_down_bit_by_bit_does_not_raise_its_deadline_without_end() -> None:
+    pace = RowPace()
+    worker = Worker(FLOW_PLAN, SMALL, pace)
+    assert worker.deadline_s(1) == SMALL.deadline_s
+    for _ in range(10):
+        pace.add(worker.deadline_s(64) * 0.9, 64)
+    assert worker.deadline_s(64) == SMALL.deadline_most_s
+
+
 def test_the_deadline_follows_the_pace_of_the_model_and_never_falls_below_the_least() -> None:
     pace = RowPace()
     assert pace.p99_s == 0.0

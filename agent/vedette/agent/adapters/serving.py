@@ -262,7 +262,7 @@ class Serving:
             return None
         try:
             return self.blobs.read(model.release.reference)
-        except BlobCorrupt as exc:
+        except (BlobCorrupt, SpawnFailed) as exc:
             logger.warning("no reference profile for slot %s: %s", slot, exc)
             return None
 

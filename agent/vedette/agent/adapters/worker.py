@@ -9,7 +9,7 @@ Rules:
   more on the replacement, never twice; those behind it never ran and are simply sent again. Thus a poisonous input
   costs two workers and its own answer, and nobody else's.
 * Time: ``RunOptions.terminate`` in the worker at the deadline, SIGKILL from here ``grace_s`` later. The deadline is
-  max(1 s, 20 x p99 of the time per row x rows), by the agent's own clock.
+  max(1 s, 20 x p99 of the time per row x rows), at most a minute, by the agent's own clock.
 """
 
 from __future__ import annotations
@@ -85,6 +85,7 @@ class WorkerSettings:
     queue: int = 256  # requests that may wait
     deadline_s: float = 1.0  # the least of a batch
     deadline_factor: float = 20.0  # times the p99 per row
+    deadline_most_s: float = 60.0  # whatever the pace: a model that slows down bit by bit would raise it without end
     grace_s: float = 1.0  # between terminate and SIGKILL
     test_deadline_s: float = 10.0  # of a batch of golden samples, before anything is known of the model's pace
     load_timeout_s: float = 60.0
@@ -286,14 +287,17 @@ class Worker:
         wanted_s = self.deadline_s(rows) if deadline_s is None else deadline_s
         batch = _Batch(self._requests, area, rows, wanted_s, self._loop.create_future())
         self._send(batch)
-        if self._spin_skips:
-            self._spin_skips -= 1
-        elif self._run_us * rows < self._spin_us:
-            # First everything else that is ready: other batches leave before we look for this one's answer, and who
-            # asks again and again keeps the loop from nothing.
-            await asyncio.sleep(0)
-            self._spin(batch)
-        return await batch.answer
+        try:
+            if self._spin_skips:
+                self._spin_skips -= 1
+            elif self._run_us * rows < self._spin_us:
+                # First everything else that is ready: other batches leave before we look for this one's answer, and
+                # who asks again and again keeps the loop from nothing.
+                await asyncio.sleep(0)
+                self._spin(batch)
+            return await batch.answer
+        finally:
+            batch.answer.cancel()  # when the caller went away; the area stays taken until the worker answers
 
     def _spin(self, batch: _Batch) -> None:
         """Look for a quick answer before the loop sleeps: waking either side costs more than a small model.
@@ -310,7 +314,8 @@ class Worker:
 
     def deadline_s(self, rows: int) -> float:
         """Return how long a batch of that many rows may take."""
-        return max(self._settings.deadline_s, self._settings.deadline_factor * self._pace.p99_s * rows)
+        wanted = self._settings.deadline_factor * self._pace.p99_s * rows
+        return min(max(self._settings.deadline_s, wanted), self._settings.deadline_most_s)
 
     def _send(self, batch: _Batch) -> None:
         now = self._loop.time()
