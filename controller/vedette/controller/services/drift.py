@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Protocol
@@ -35,6 +35,11 @@ class WindowProfile(Protocol):
     """The data profile of one telemetry window."""
 
     @property
+    def id(self) -> int:
+        """Its place in the log."""
+        ...
+
+    @property
     def agent_id(self) -> str:
         """Whose window it is."""
         ...
@@ -53,8 +58,8 @@ class WindowProfile(Protocol):
 class ProfileLog(Protocol):
     """The telemetry store, as far as drift needs it. Methods run in the database's thread."""
 
-    def profiles(self, model: str, since: datetime) -> Sequence[WindowProfile]:
-        """Return the data profiles of a model's windows since a time."""
+    def profiles(self, model: str, since: datetime, *, after: int = 0) -> Sequence[WindowProfile]:
+        """Return a page of the data profiles of a model's windows since a time, by id, those above ``after``."""
         ...
 
 
@@ -107,33 +112,42 @@ class DriftService:
             raise InvalidInput("window-invalid", "the window is too long", why, "--window 24h")
         since = self.clock.now() - (window or DEFAULT_WINDOW)
         releases = await self.runner.run(self.registry.releases, model)
-        rows = await self.runner.run(self.telemetry.profiles, model, since)
         names = {agent.id: agent.name for agent in await self.fleet.agents()}
-        versions = await asyncio.to_thread(self._judge, releases, rows, names)
-        return DriftReport(model=model, versions=versions, since=since)
+        known = {release.version: release for release in releases if release.reference is not None}
+        seen: dict[int, dict[str, DataProfile]] = {}
+        after = 0
+        while page := await self.runner.run(self.telemetry.profiles, model, since, after=after):
+            await asyncio.to_thread(self._merge, page, known, names, seen)
+            after = page[-1].id
+        shown = sorted(seen, reverse=True)[:MAX_VERSIONS] or list(known)[:1]
+        return DriftReport(
+            model=model,
+            versions=tuple([await asyncio.to_thread(self._judge, known[v], seen.get(v, {})) for v in shown]),
+            since=since,
+        )
 
-    def _judge(
-        self, releases: Iterable[Release], rows: Sequence[WindowProfile], names: Mapping[str, str]
-    ) -> tuple[VersionDrift, ...]:
-        seen = {row.version for row in rows}
-        known = [release for release in releases if release.reference is not None]
-        shown = [release for release in known if release.version in seen][:MAX_VERSIONS] or known[:1]
-        return tuple(drift.judge(self._observed(release, rows, names)) for release in shown)
-
-    def _observed(self, release: Release, rows: Sequence[WindowProfile], names: Mapping[str, str]) -> Observed:
-        reference = self._reference(release)
-        agents: dict[str, DataProfile] = {}
-        for row in rows:
-            name = names.get(row.agent_id)
-            if row.version != release.version or name is None:
+    def _merge(
+        self,
+        page: Sequence[WindowProfile],
+        known: Mapping[int, Release],
+        names: Mapping[str, str],
+        seen: dict[int, dict[str, DataProfile]],
+    ) -> None:
+        """Add a page of windows to the profile of each version and agent."""
+        for row in page:
+            name, release = names.get(row.agent_id), known.get(row.version)
+            if name is None or release is None:
                 continue
+            reference = self._reference(release)
             try:
                 profile = DataProfile.decode(row.profile, reference)
             except ProfileError as exc:  # one agent's bad bytes must not hide all the others'
                 logger.warning("a profile of agent %s for %s cannot be read: %s", name, release.name, exc)
                 continue
-            agents.setdefault(name, DataProfile(reference)).merge(profile)
-        return Observed(release.name, reference, agents)
+            seen.setdefault(row.version, {}).setdefault(name, DataProfile(reference)).merge(profile)
+
+    def _judge(self, release: Release, agents: Mapping[str, DataProfile]) -> VersionDrift:
+        return drift.judge(Observed(release.name, self._reference(release), agents))
 
     def _reference(self, release: Release) -> ReferenceProfile:
         if release.reference is None:

@@ -80,6 +80,7 @@ _PURGE_ROWS = 5000
 class ProfileRow:
     """The data profile of one window."""
 
+    id: int
     agent_id: str
     version: int
     rows: int
@@ -137,13 +138,22 @@ class TelemetryStore:
             )
             return tally((row["agent_id"], _window(row)) for row in rows)
 
-    def profiles(self, model: str, since: datetime) -> list[ProfileRow]:
-        """Return the data profiles of a model's windows since a time, oldest first, where they have one."""
+    def profiles(self, model: str, since: datetime, *, after: int = 0, limit: int = 1_000) -> list[ProfileRow]:
+        """Return the data profiles of a model's windows since a time, in the order they came, where they have one.
+
+        A page at a time: a fleet's day of profiles does not fit in memory.
+
+        Args:
+            model: Its name.
+            since: The oldest time of a window.
+            after: Pass the ``id`` of the last row seen to get the next page.
+            limit: Rows of a page at most.
+        """
         with self._database.transaction() as connection:
             rows = connection.execute(
-                "SELECT agent_id, version, rows, flagged, profile FROM telemetry_windows "
-                "WHERE model = ? AND at >= ? AND length(profile) > 0 ORDER BY at, id",
-                (model, microseconds(since)),
+                "SELECT id, agent_id, version, rows, flagged, profile FROM telemetry_windows "
+                "WHERE model = ? AND at >= ? AND id > ? AND length(profile) > 0 ORDER BY id LIMIT ?",
+                (model, microseconds(since), after, limit),
             )
             return [ProfileRow(*row) for row in rows]
 
