@@ -70,6 +70,21 @@ async def test_run_trains_converts_proves_and_registers(room: DataRoom) -> None:
     assert [path.name for path in (room.root / "runs/r1").iterdir()] == ["log.txt"]
 
 
+async def test_recipe_for_tables_trains_an_isolation_forest_on_one(room: DataRoom) -> None:
+    source = np.random.default_rng(1)
+    lines = [
+        f"{a:.3f},{b},{'odd' if b > 90 else 'benign'}" for a, b in zip(source.random(300), range(300), strict=True)
+    ]
+    await room.data("table", "\n".join(["a,b,label", *lines]).encode(), "csv", "t.csv")
+    await room.service.create_snapshot("table")
+    done = await ended(room, (await room.runs.start("toy-table", "table@1", {})).run)
+    assert (done.state, done.version, done.error) == (RunState.SUCCEEDED, "toy-table:1", "")
+    release = room.versions.release("toy-table:1")
+    assert (release.kind, release.labels, [o.name for o in release.outputs]) == ("tensor", ("benign", "odd"), ["score"])
+    assert release.schema is not None
+    assert release.schema.names == ("a", "b")
+
+
 async def test_same_snapshot_and_parameters_give_the_same_build_and_golden_rows(room: DataRoom) -> None:
     await lab(room)
     for model in ("one", "two"):

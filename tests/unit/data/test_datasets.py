@@ -179,6 +179,36 @@ async def test_file_that_unpacks_beyond_the_limit_is_refused(tmp_path: Path) -> 
     assert "over 1048576 bytes" in caught.value.why
 
 
+async def test_parquet_whose_rows_are_beyond_the_limit_is_refused(tmp_path: Path) -> None:
+    sink = io.BytesIO()
+    pq.write_table(pa.table({"a": np.zeros(1_000_000, np.int64)}), sink, compression="zstd")
+    with data_room(tmp_path, max_upload_bytes=1 << 20) as room, pytest.raises(TooLarge) as caught:
+        await room.data("lab", sink.getvalue(), "parquet", "bomb.parquet")
+    assert len(sink.getvalue()) < 1 << 20
+    assert "over 1048576 bytes" in caught.value.why
+
+
+async def test_quoted_column_names_keep_their_commas(room: DataRoom) -> None:
+    await room.data("lab", b'"a,b",c\n1,2\n', "csv", "q.csv")
+    assert room.store.contents("lab").form.columns == (("a,b", "int64"), ("c", "int64"))
+
+
+async def test_label_windows_for_a_table_are_refused(room: DataRoom) -> None:
+    await room.data("t", b"a,label\n1,x\n", "csv", "t.csv")
+    with pytest.raises(Refused) as caught:
+        await room.labels("t", CAPTURES / "base/labels.json")
+    assert caught.value.code == "labels-unusable"
+
+
+async def test_list_of_datasets_has_imports_and_the_newest_snapshot_of_each(room: DataRoom) -> None:
+    for name in (b"1", b"2"):
+        await room.data("t", b"a\n" + name + b"\n", "csv", f"{name.decode()}.csv")
+        await room.service.create_snapshot("t")
+    (short,) = await room.service.datasets()
+    assert [item.file_name for item in short.imports] == ["1.csv", "2.csv"]
+    assert [item.snapshot for item in short.snapshots] == ["t@2"]
+
+
 async def test_snapshot_of_the_same_content_is_the_same_snapshot(room: DataRoom) -> None:
     await room.data("lab", SOFTFLOWD, "flows")
     await room.labels("lab", CAPTURES / "base/labels.json")

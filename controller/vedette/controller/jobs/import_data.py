@@ -88,7 +88,7 @@ def _batches(source: Path, said: Any, known: Columns | None, rejects: Rejects) -
         # a dataset of flows has other columns than the CSV it came from
         known = known if said["kind"] == TABLE else None
         return tables.csv_batches(source, known, rejects, max_bytes=said["max_bytes"])
-    return tables.parquet_batches(source)
+    return tables.parquet_batches(source, max_bytes=said["max_bytes"])
 
 
 def _as_flows(batches: Iterator[pa.RecordBatch], file_name: str, rejects: Rejects) -> Iterator[pa.Table]:

@@ -7,6 +7,7 @@ what the first rows say (times in a CSV stay text). Everything is done per colum
 
 from __future__ import annotations
 
+import csv
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -106,14 +107,20 @@ def csv_batches(path: Path, known: Columns | None, rejects: Rejects, *, max_byte
         )
         read = 0
         for batch in reader:
-            read += batch.nbytes
-            if read > max_bytes:
-                raise TooLarge("data-too-large", "the data file is too large", f"over {max_bytes} bytes decompressed")
+            read = _count(read, batch, max_bytes)
             if known is None:
                 known = _guess(batch.slice(0, _GUESS_ROWS))
             yield _typed(batch, known, rejects)
-    except (pa.ArrowInvalid, pa.ArrowCapacityError, OSError, UnicodeDecodeError) as exc:
+    except (pa.ArrowInvalid, pa.ArrowCapacityError, OSError, UnicodeDecodeError, csv.Error) as exc:
         raise unreadable(f"it is no CSV: {exc}") from exc
+
+
+def _count(read: int, batch: pa.RecordBatch, max_bytes: int) -> int:
+    """Return the bytes read so far: a small file can hold very many rows."""
+    read += batch.nbytes
+    if read > max_bytes:
+        raise TooLarge("data-too-large", "the data file is too large", f"over {max_bytes} bytes decompressed")
+    return read
 
 
 def _opened(path: Path) -> pa.NativeFile:
@@ -129,7 +136,7 @@ def _csv_header(path: Path) -> list[str]:
     line, newline, _ = head.partition(b"\n")
     if not newline and len(head) == 1 << 20:
         raise unreadable(f"its first line is longer than {1 << 20} bytes")
-    names = [name.strip().strip('"') for name in line.decode("utf-8-sig").rstrip("\r").split(",")]
+    names = [name.strip() for name in next(csv.reader([line.decode("utf-8-sig").rstrip("\r")]), [])]
     check_columns(names)
     return names
 
@@ -172,17 +179,24 @@ def _cast(column: pa.Array, kind: str) -> pa.Array:
     return pc.cast(column, TYPES[kind])
 
 
-def parquet_batches(path: Path) -> Iterator[pa.RecordBatch]:
+def parquet_batches(path: Path, *, max_bytes: int) -> Iterator[pa.RecordBatch]:
     """Yield the rows of a Parquet file with its columns brought to a table's types.
+
+    Args:
+        path: Of the file.
+        max_bytes: Bytes of rows that are read at most.
 
     Raises:
         InvalidInput: It is no Parquet file, is cut, or a column has a type no table has.
+        TooLarge: Its rows take more than ``max_bytes``.
     """
+    read = 0
     try:
         with pq.ParquetFile(path) as file:
             check_columns(file.schema_arrow.names)
             kinds = [_table_type(f.name, f.type) for f in file.schema_arrow]
             for batch in file.iter_batches(_BATCH_ROWS, use_threads=False):
+                read = _count(read, batch, max_bytes)
                 arrays = [pc.cast(column, kind) for column, kind in zip(batch.columns, kinds, strict=True)]
                 yield pa.RecordBatch.from_arrays(arrays, names=batch.schema.names)
     except (pa.ArrowException, OSError) as exc:

@@ -18,7 +18,7 @@ from vedette.controller.adapters.sqlite.datasets import DatasetStore, Form
 from vedette.controller.adapters.uploads import receive
 from vedette.controller.domain import datasets, labels
 from vedette.controller.domain.datasets import Counted, Manifest, Part
-from vedette.controller.domain.errors import InvalidInput, Refused
+from vedette.controller.domain.errors import InvalidInput
 from vedette.controller.services.workshop import Workshop
 from vedette.models.documents import digest_of
 from vedette.wire.views import DataImport, Dataset, LabelImport, Snapshot
@@ -102,6 +102,7 @@ class DatasetService:
         Raises:
             LabelFileError: It is no label file.
             NotFound: There is no such dataset.
+            Refused: The dataset is a table.
             TooLarge: It is over the limit.
         """
         with self._job_folder() as folder:
@@ -117,12 +118,8 @@ class DatasetService:
 
         Raises:
             NotFound: There is no such dataset.
-            Refused: A table has labels of its own and a label file besides.
         """
         contents = await self._shop.database.run(self._store.contents, dataset)
-        if contents.windows and contents.form.kind != datasets.FLOWS:
-            why = f"dataset {dataset} is a table and has {len(contents.windows)} label windows, which are for flows"
-            raise Refused("labels-unusable", "the snapshot cannot be made", why, f"a column {datasets.LABEL_COLUMN!r}")
         arguments = {
             "kind": contents.form.kind,
             "parts": [[str(self._shop.blobs.path(part.digest)), part.file_name] for part in contents.parts],

@@ -10,7 +10,15 @@ from datetime import UTC, datetime
 
 from vedette.controller.adapters.sqlite.database import Database, Migration, script
 from vedette.controller.domain import labels
-from vedette.controller.domain.datasets import MAX_IMPORTS, Columns, Manifest, Part, check_same_form
+from vedette.controller.domain.datasets import (
+    FLOWS,
+    LABEL_COLUMN,
+    MAX_IMPORTS,
+    Columns,
+    Manifest,
+    Part,
+    check_same_form,
+)
 from vedette.controller.domain.errors import NotFound, Refused
 from vedette.controller.domain.labels import LabelWindow
 from vedette.wire.views import DataImport, Dataset, LabelImport, Snapshot
@@ -39,6 +47,9 @@ MIGRATIONS: tuple[Migration, ...] = (
         """,
     ),
 )
+
+LISTED_IMPORTS = 100
+"""Of each dataset in a list of all: they must fit a message together."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,10 +125,14 @@ class DatasetStore:
 
         Raises:
             NotFound: There is no such dataset.
+            Refused: The dataset is a table.
             LabelFileError: The dataset would have too many windows.
         """
         with self._database.transaction() as connection:
-            _require(connection, dataset)
+            form = _require(connection, dataset)
+            if form.kind != FLOWS:
+                why = f"dataset {dataset} is a table; label windows are for flows"
+                raise Refused("labels-unusable", "the labels cannot be used", why, f"a column {LABEL_COLUMN!r}")
             labels.merge([*_windows(connection, dataset), windows])
             connection.execute(
                 "INSERT INTO label_files (dataset, file_digest, file_name, windows, imported)"
@@ -177,7 +192,7 @@ class DatasetStore:
             return _snapshot(row), Manifest.from_bytes(row["manifest"])
 
     def datasets(self) -> tuple[Dataset, ...]:
-        """Return all datasets by name, without their imports and snapshots."""
+        """Return all datasets by name, each with its newest snapshot and at most :data:`LISTED_IMPORTS` imports."""
         with self._database.transaction() as connection:
             names = [row["name"] for row in connection.execute("SELECT name FROM datasets ORDER BY name")]
             return tuple(_dataset(connection, name, full=False) for name in names)
@@ -266,7 +281,7 @@ def _dataset(connection: sqlite3.Connection, name: str, *, full: bool) -> Datase
         name=name,
         format=row["format"],
         rows=sum(item.rows for item in found),
-        imports=found if full else (),
-        snapshots=tuple(_snapshot(item) for item in snapshots) if full else (),
+        imports=found if full else found[-LISTED_IMPORTS:],
+        snapshots=tuple(_snapshot(item) for item in (snapshots if full else snapshots[-1:])),
         label_windows=len(labels.merge(_windows(connection, name))),
     )
