@@ -21,9 +21,10 @@ from vedette.controller.conversion.models import (
     isolation_forest_to_onnx,
     lightgbm_reference,
     lightgbm_to_onnx,
+    thresholds_of,
 )
 from vedette.controller.conversion.parity import check_parity, parity_rows
-from vedette.controller.conversion.trees import isolation_trees, lightgbm_trees, mean_path, snap_down
+from vedette.controller.conversion.trees import lightgbm_trees, mean_path, snap_down
 from vedette.controller.domain.model_gate import check_model
 from vedette.models.recipes import Cascade, Matrix
 from vedette.models.release import Tolerance
@@ -133,9 +134,11 @@ def test_cascade_of_one_kind_needs_no_second_model(cascade: Cascade) -> None:
 
 
 def test_cascade_keeps_parity_on_rows_that_break_converters(cascade: Cascade) -> None:
-    thresholds = lightgbm_trees(cascade.gate).thresholds()
+    thresholds = thresholds_of(cascade)
     rows = parity_rows(_rows(200), thresholds)
     assert {0, 1} <= set(thresholds)
+    alone = lightgbm_trees(cascade.gate).thresholds()
+    assert sum(map(len, thresholds.values())) > sum(map(len, alone.values()))
     assert set(rows.about.tolist()) == {-1, *range(WIDTH)}
     report = check_parity(cascade_to_onnx(cascade), cascade_reference(cascade), rows, TOLERANCE)
     assert report.undecided < 0.02 * report.rows
@@ -166,7 +169,7 @@ def test_isolation_forest_repeats_scikit_learn_and_is_one_tree_node(columns: flo
     rows = _rows(1_000)
     forest = IsolationForest(n_estimators=40, max_samples=200, max_features=columns, random_state=1).fit(rows)
     model = isolation_forest_to_onnx(forest)
-    wide = parity_rows(rows[:200], isolation_trees(forest).thresholds(), nulls=False)
+    wide = parity_rows(rows[:200], thresholds_of(forest), nulls=False)
     report = check_parity(model, isolation_forest_reference(forest), wide, Tolerance(1e-6, 1e-6))
     assert report.worst["score"] < 1e-6
     operators = [node.op_type for node in onnx.load_from_string(model).graph.node]
@@ -264,6 +267,11 @@ def test_what_cannot_be_written_is_refused(labels: str, settings: dict[str, Any]
     booster = lightgbm.train(parameters, lightgbm.Dataset(columns, wanted, categorical_feature=categories), 3)
     with pytest.raises(ConversionError):
         lightgbm_to_onnx(booster)
+
+
+def test_thresholds_of_anything_else_are_refused() -> None:
+    with pytest.raises(ConversionError):
+        thresholds_of(object())
 
 
 def test_a_cascade_whose_parts_do_not_fit_is_refused(cascade: Cascade) -> None:

@@ -154,6 +154,24 @@ def isolation_forest_reference(forest: Any) -> Predict:
     return lambda rows: {"score": -forest.score_samples(rows)}
 
 
+def thresholds_of(fitted: Any) -> Mapping[int, npt.NDArray[np.float32]]:
+    """Return by column what the trees of a fitted model ask for: rows beside these show a converter's rounding.
+
+    Raises:
+        ConversionError: It is none of the models above, or holds what cannot be written.
+    """
+    if isinstance(fitted, Cascade):
+        parts = [lightgbm_trees(part).thresholds() for part in (fitted.gate, fitted.kinds) if part is not None]
+    elif hasattr(fitted, "dump_model"):
+        parts = [lightgbm_trees(fitted).thresholds()]
+    elif hasattr(fitted, "estimators_features_"):
+        parts = [isolation_trees(fitted).thresholds()]
+    else:
+        raise ConversionError(f"a {type(fitted).__name__} has no trees that are known here")
+    columns = sorted({column for part in parts for column in part})
+    return {column: np.unique(np.concatenate([part[column] for part in parts if column in part])) for column in columns}
+
+
 def _check_cascade(cascade: Cascade) -> tuple[int, int]:
     """Return the width of the input and the number of kinds."""
     width, kinds = int(cascade.gate.num_feature()), len(cascade.classes) - 1
