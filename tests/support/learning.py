@@ -12,7 +12,7 @@ from pathlib import Path
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from vedette.controller.adapters.blobs import BlobStore
 from vedette.controller.adapters.children import Children
-from vedette.controller.adapters.recipes import RecipeShelf
+from vedette.controller.adapters.recipes_loader import RecipeShelf
 from vedette.controller.adapters.sqlite import datasets as dataset_store
 from vedette.controller.adapters.sqlite import registry as registry_store
 from vedette.controller.adapters.sqlite import runs as run_store

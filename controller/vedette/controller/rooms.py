@@ -13,7 +13,7 @@ from vedette.controller.adapters.certifier import AuthorityCertifier
 from vedette.controller.adapters.children import ChildLimits, Children
 from vedette.controller.adapters.initialise import BLOBS
 from vedette.controller.adapters.keys import KeyRing
-from vedette.controller.adapters.recipes import RecipeShelf, recipes_folder
+from vedette.controller.adapters.recipes_loader import RecipeShelf, recipes_folder
 from vedette.controller.adapters.sqlite import agents, datasets, registry, rollouts, runs, telemetry, tokens
 from vedette.controller.adapters.sqlite.database import Database, Migration
 from vedette.controller.domain.clock import Clock

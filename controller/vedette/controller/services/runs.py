@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from vedette.controller.adapters.children import ChildLimits, Children, Log
-from vedette.controller.adapters.recipes import RecipeShelf, check_parameters
+from vedette.controller.adapters.recipes_loader import RecipeShelf, check_parameters
 from vedette.controller.adapters.sqlite.runs import NewRun, RunStore
 from vedette.controller.domain import datasets, registry, runs
 from vedette.controller.domain.errors import ControllerError, Refused

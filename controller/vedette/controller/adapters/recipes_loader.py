@@ -30,6 +30,15 @@ def recipes_folder() -> Path:
     raise StoreFailed("no-recipes", "this installation has no recipes", f"looked in {packaged} and {checkout}")
 
 
+def recipe_names() -> tuple[str, ...]:
+    """Return the names of the installed recipes.
+
+    Raises:
+        StoreFailed: This installation has none.
+    """
+    return RecipeShelf(recipes_folder()).names()
+
+
 class RecipeShelf:
     """Recipes in the folders of one folder, each named as its folder."""
 
