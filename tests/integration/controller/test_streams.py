@@ -1,10 +1,13 @@
 import asyncio
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
 from grpc import aio
+from vedette.controller.adapters.grpc import servicers
+from vedette.controller.adapters.grpc.guard import MOST_CALLS
 from vedette.models.assignment import ASSIGNMENT_TYPE, Assignment, SlotAssignment, accept
 from vedette.models.release import RELEASE_TYPE, Release
 from vedette.models.signing import unseal
@@ -237,9 +240,7 @@ async def test_an_agent_cannot_call_admin_and_an_admin_cannot_be_an_agent(served
     pems = (served.context.ca.encode(), served.context.key.encode(), served.context.certificate.encode())
     async with served.channel(served.controller.port, *pems) as channel:
         fleet: Any = fleet_pb2_grpc.FleetStub(channel)
-        stream = Stream(fleet.Connect())
-        await stream.say(Hello(facts=FACTS, status=Status()))
-        assert await end_of(stream) == "method-forbidden"
+        assert await end_of(Stream(fleet.Connect())) == "method-forbidden"
 
 
 async def test_certificates_of_strangers_are_refused(served: Running, tmp_path: Path):
@@ -398,3 +399,67 @@ async def test_an_unknown_release_or_agent_cannot_be_desired(served: Running):
     await served.controller.rooms.fleet.revoke(edge.id)
     with pytest.raises(Exception, match="revoked"):
         await served.controller.rooms.fleet.set_slot(edge.id, served.release())
+
+
+async def test_an_agent_has_so_many_calls_at_once_and_others_go_on(served: Running):
+    greedy, other = await served.enrolled(), await served.enrolled()
+    async with greedy.channel() as channel:
+        stub: Any = fleet_pb2_grpc.FleetStub(channel)
+        calls = [stub.Connect() for _ in range(40)]
+        ends = [asyncio.create_task(_ended(call)) for call in calls]
+        refused = islice(asyncio.as_completed(ends), 40 - MOST_CALLS["agent"])
+        codes = [await asyncio.wait_for(end, 10) for end in refused]
+        async with other.connected():
+            pass
+        for call in calls:
+            call.cancel()
+        await asyncio.gather(*ends, return_exceptions=True)
+    assert set(codes) == {"calls-too-many"}
+    async with greedy.connected():
+        pass
+
+
+async def _ended(call: Any) -> str:
+    with pytest.raises(aio.AioRpcError) as caught:
+        await drained(call)
+    return code_of(caught.value)
+
+
+async def test_a_stream_without_hello_ends(served: Running, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(servicers, "HELLO_S", 0.05)
+    edge = await served.enrolled()
+    async with edge.channel() as channel:
+        stub: Any = fleet_pb2_grpc.FleetStub(channel)
+        assert await _ended(stub.Connect()) == "hello-missing"
+
+
+async def test_statuses_wait_for_room_on_a_full_disk(served: Running):
+    edge = await served.enrolled()
+    database = served.controller.database
+
+    def limit_pages(extra: int) -> None:
+        with database.transaction() as connection:
+            pages = connection.execute("PRAGMA page_count").fetchone()[0]
+            connection.execute(f"PRAGMA max_page_count = {pages + extra}")
+
+    def stored() -> str:
+        with database.transaction() as connection:
+            status = connection.execute("SELECT length(status) FROM agents").fetchone()[0]
+        return "small" if not status or status < 100_000 else "large"
+
+    limit_pages(0)
+    large = Status(slots=tuple(SlotStatus(slot=str(i), state=SlotState.FAILED, reason="x" * 4000) for i in range(16)))
+    large = Status(slots=large.slots, conditions=condition_texts(16))
+    async with edge.connected(status=large) as stream:
+        fleet = served.controller.rooms.fleet
+        assert not await fleet._write()
+        assert stored() == "small"
+        assert (await fleet.agent(edge.id)).status == large
+        limit_pages(100_000)
+        assert await fleet._write()
+        assert stored() == "large"
+        assert stream.call.done() is False
+
+
+def condition_texts(count: int) -> tuple[Condition, ...]:
+    return tuple(Condition(code=str(i), severity=Severity.INFO, text="y" * 4000, since=NOON) for i in range(count))

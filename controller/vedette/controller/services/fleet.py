@@ -447,19 +447,23 @@ class Fleet:
             self._writing = asyncio.create_task(self._write_later())
 
     async def _write_later(self) -> None:
+        wait_s = self._settings.write_interval_s
         while self._unwritten:
-            await asyncio.sleep(self._settings.write_interval_s)
-            await self._write()
+            await asyncio.sleep(wait_s)
+            is_written = await self._write()
+            wait_s = self._settings.write_interval_s if is_written else min(60.0, 2 * wait_s)
 
-    async def _write(self) -> None:
+    async def _write(self) -> bool:
         batch, self._unwritten = self._unwritten, {}
         if not batch:
-            return
+            return True
         try:
             await self._runner.run(self._store.save_heard, list(batch.values()))
         except ControllerError as exc:
             self._unwritten = {**batch, **self._unwritten}
             logger.warning("the status of %d agents is not stored: %s; %s", len(batch), exc.what, exc.why)
+            return False
+        return True
 
 
 def _check_sequence(sequence: int) -> None:

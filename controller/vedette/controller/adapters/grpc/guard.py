@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from contextvars import ContextVar
 from typing import Any
 
@@ -17,7 +18,7 @@ import grpc
 from grpc import aio
 from vedette.controller.adapters.grpc.errors import CODE_KEY, public_error
 from vedette.controller.adapters.pki import Identity, identity_of
-from vedette.controller.domain.errors import ControllerError, Forbidden, Unauthenticated
+from vedette.controller.domain.errors import ControllerError, Forbidden, TooMany, Unauthenticated
 
 logger = logging.getLogger(__name__)
 
@@ -30,9 +31,13 @@ CALLERS: dict[str, str | None] = {
 }
 """Which kind of identity a service is for."""
 
+MOST_CALLS = {"agent": 16, "admin": 64}
+"""Calls at once of one identity, over all its connections: an agent needs a stream, a report and a download or two."""
+
 _caller: ContextVar[Identity] = ContextVar("caller")
 
 Handler = Any  # grpc.RpcMethodHandler: its attributes are not in the stubs
+Context = aio.ServicerContext[Any, Any]
 Check = Callable[[Identity], None]
 
 
@@ -50,6 +55,7 @@ class Guard(aio.ServerInterceptor):
 
     def __init__(self, check: Check) -> None:
         self._check = check
+        self._in_flight: Counter[Identity] = Counter()
         self.calls: Counter[tuple[str, str]] = Counter()  # (method, code): "ok" or the code of the error
 
     async def intercept_service(
@@ -65,41 +71,62 @@ class Guard(aio.ServerInterceptor):
         return _rebuilt(handler, lambda inner: self._guarded(inner, method, is_streaming=handler.response_streaming))
 
     def _guarded(self, inner: Callable[..., Any], method: str, *, is_streaming: bool) -> Callable[..., Any]:
-        async def unary(request: Any, context: aio.ServicerContext[Any, Any]) -> Any:
-            try:
-                self._admit(method, context)
-                answer = await inner(request, context)
-            except Exception as exc:  # every kind: nothing but a status may leave
-                await self._abort(method, context, exc)
-            self.calls[method, "ok"] += 1
-            return answer
+        async def unary(request: Any, context: Context) -> Any:
+            async with self._call(method, context):
+                return await inner(request, context)
 
-        async def stream(request: Any, context: aio.ServicerContext[Any, Any]) -> AsyncIterator[Any]:
-            try:
-                self._admit(method, context)
+        async def stream(request: Any, context: Context) -> AsyncIterator[Any]:
+            async with self._call(method, context):
                 async for answer in inner(request, context):
                     yield answer
-            except Exception as exc:  # every kind: nothing but a status may leave
-                await self._abort(method, context, exc)
-            self.calls[method, "ok"] += 1
 
         return stream if is_streaming else unary
 
-    def _admit(self, method: str, context: aio.ServicerContext[Any, Any]) -> None:
+    @asynccontextmanager
+    async def _call(self, method: str, context: Context) -> AsyncIterator[None]:
+        """Stand around one call: who makes it is known inside, and no error leaves but as a status."""
+        identity = None
+        try:
+            identity = self._admitted(method, context)
+            yield
+        except Exception as exc:  # every kind: nothing but a status may leave
+            await self._abort(method, context, exc)
+        else:
+            self.calls[method, "ok"] += 1
+        finally:
+            self._leave(identity)
+
+    def _admitted(self, method: str, context: Context) -> Identity | None:
         service = method.rpartition("/")[0].lstrip("/")
         if service not in CALLERS:
             raise Forbidden("method-forbidden", f"{method} is not for callers")
         wanted = CALLERS[service]
         if wanted is None:
-            return
+            return None
         identity = _identity(context)
         if identity.kind != wanted:
             why = f"{method} is for an {wanted}'s certificate, this is the {identity.kind} {identity.name}"
             raise Forbidden("method-forbidden", "this certificate may not do that", why)
         self._check(identity)
+        self._enter(identity)
         _caller.set(identity)
+        return identity
 
-    async def _abort(self, method: str, context: aio.ServicerContext[Any, Any], exc: Exception) -> None:
+    def _enter(self, identity: Identity) -> None:
+        limit = MOST_CALLS[identity.kind]
+        if self._in_flight[identity] >= limit:
+            why = f"{limit} of {identity.kind} {identity.name} are in progress, which is the limit"
+            raise TooMany("calls-too-many", "too many calls at once", why, "let some end first")
+        self._in_flight[identity] += 1
+
+    def _leave(self, identity: Identity | None) -> None:
+        if identity is None:
+            return
+        self._in_flight[identity] -= 1
+        if not self._in_flight[identity]:
+            del self._in_flight[identity]
+
+    async def _abort(self, method: str, context: Context, exc: Exception) -> None:
         if isinstance(exc, aio.AbortError):
             raise exc
         status, details, code = public_error(exc)
@@ -114,7 +141,7 @@ class Guard(aio.ServerInterceptor):
         await context.abort(status, details, trailing_metadata=((CODE_KEY, code),))
 
 
-def _identity(context: aio.ServicerContext[Any, Any]) -> Identity:
+def _identity(context: Context) -> Identity:
     certificates = context.auth_context().get("x509_pem_cert")
     if not certificates:
         raise Unauthenticated("certificate-missing", "the caller showed no certificate")

@@ -8,6 +8,7 @@ from typing import Any
 
 from grpc import aio
 from vedette.controller.adapters.grpc.guard import caller, host_of
+from vedette.controller.domain.errors import Unavailable
 from vedette.controller.services.artifacts import Artifacts
 from vedette.controller.services.enrolment import Enrolment
 from vedette.controller.services.fleet import Fleet
@@ -26,6 +27,9 @@ from vedette.wire.v1 import (
     telemetry_pb2_grpc,
 )
 from vedette.wire.values import Hello, HelloResponse
+
+HELLO_S = 20.0
+"""An agent has its hello at hand when it connects; longer than this only a broken one holds a stream open."""
 
 Context = aio.ServicerContext[Any, Any]
 
@@ -78,12 +82,17 @@ class FleetServicer(fleet_pb2_grpc.FleetServicer):
 
 
 async def _hello(words: AsyncIterator[fleet_pb2.AgentMessage]) -> Hello:
-    async for message in words:
-        word = convert.agent_word_from_wire(message)
-        if not isinstance(word, Hello):
-            raise WireError(f"the first word on a stream is {type(word).__name__}, expected Hello")
-        return word
-    raise WireError("the stream ended before its hello")
+    try:
+        async with asyncio.timeout(HELLO_S):
+            message = await anext(words)
+    except TimeoutError as exc:
+        raise Unavailable("hello-missing", "no hello came on this stream", f"within {HELLO_S:g} s") from exc
+    except StopAsyncIteration as exc:
+        raise WireError("the stream ended before its hello") from exc
+    word = convert.agent_word_from_wire(message)
+    if not isinstance(word, Hello):
+        raise WireError(f"the first word on a stream is {type(word).__name__}, expected Hello")
+    return word
 
 
 class TelemetryServicer(telemetry_pb2_grpc.TelemetryServicer):
