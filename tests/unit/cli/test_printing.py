@@ -51,6 +51,22 @@ def test_without_a_terminal_a_table_fits_a_hundred_columns(
     assert max(map(len, capsys.readouterr().out.splitlines())) <= 100
 
 
+def test_free_text_takes_the_room_that_is_left_and_costs_no_column(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "50")
+    Output().table(
+        [Column("NAME"), Column("SITE", 2), Column("WHY", 1, free=True)], [["edge-1", "s1", "self-test " * 9]]
+    )
+    said = capsys.readouterr()
+    head, row = said.out.splitlines()
+    assert head == "NAME     SITE   WHY"
+    assert row.startswith("edge-1   s1     self-test self-test")
+    assert row.endswith("…")
+    assert len(row) <= 50
+    assert said.err == ""
+
+
 def test_wide_characters_keep_columns_straight(capsys: pytest.CaptureFixture[str]) -> None:
     Output().table([Column("A"), Column("B")], [["日本", "x"], ["abcd", "y"]])
     assert capsys.readouterr().out.splitlines()[1:] == ["日本   x", "abcd   y"]

@@ -337,7 +337,7 @@ def run_ls() -> None:
     else:
         columns = (
             Column("RUN"), Column("RECIPE", 2), Column("DATA", 2), Column("STATE"), Column("VERSION", 1),
-            Column("STARTED", 3), Column("NOW", 4),
+            Column("STARTED", 3), Column("NOW", 4, free=True),
         )  # fmt: skip
         out.table(columns, [_run_row(item, session) for item in items])
 

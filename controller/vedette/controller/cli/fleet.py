@@ -76,12 +76,12 @@ _AGENT_COLUMNS = (
     Column("NAME"),
     Column("STATE"),
     Column("MODELS", 1),
-    Column("LABELS", 6),
+    Column("LABELS", 6, free=True),
     Column("HARDWARE", 7),
     Column("FLOWS/S", 4, right=True),
     Column("P99", 5, right=True),
     Column("SEEN", 3),
-    Column("NOW", 2),
+    Column("NOW", 2, free=True),
 )
 
 
@@ -358,7 +358,7 @@ def token_ls() -> None:
         columns = (
             Column("ID"),
             Column("USED", 0, right=True),
-            Column("LABELS", 2),
+            Column("LABELS", 2, free=True),
             Column("EXPIRES"),
             Column("CREATED", 3),
         )
@@ -498,7 +498,12 @@ def _show_version_drift(session: Session, item: views.VersionDrift, window: str,
     if item.rows < item.rows_needed:
         out.line(f"  {item.rows:,} of {item.rows_needed:,} rows that a judgement needs")
     out.line(f"  flagged {share(item.flagged_share)}, in training {share(item.reference_flagged_share)}")
-    columns = (Column("FEATURE"), Column("PSI", 0, right=True), Column("JS BITS", 1, right=True), Column("MOST AT", 2))
+    columns = (
+        Column("FEATURE"),
+        Column("PSI", 0, right=True),
+        Column("JS BITS", 1, right=True),
+        Column("MOST AT", 2, free=True),
+    )
     rows = [[f.feature, three(f.psi), three(f.js_bits), _most_at(f)] for f in item.features[:top]]
     if rows:
         out.table(columns, rows)

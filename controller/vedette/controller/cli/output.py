@@ -20,6 +20,7 @@ from vedette.controller.cli.problems import CliError
 from vedette.controller.cli.words import clean, utc
 
 WIDTH_WITHOUT_TERMINAL = 100
+_LEAST_FREE = 24
 
 _STYLES = {
     "healthy": "32", "succeeded": "32", "moved": "32", "passed": "32", "quiet": "32", "running": "36",
@@ -37,11 +38,13 @@ class Column:
         title: Its heading.
         rank: What goes first when the table is too wide: the highest. 0 is never cut.
         right: Numbers stand at the right.
+        free: Free text of any length: shortened to what room is left, but to no less than 24 cells.
     """
 
     title: str
     rank: int = 0
     right: bool = False
+    free: bool = False
 
 
 class Output:
@@ -73,7 +76,7 @@ class Output:
         cells = [[clean(cell) for cell in row] for row in rows]
         kept = fitting(columns, cells, self._width())
         cut = [column.title for place, column in enumerate(columns) if place not in kept]
-        widths = {place: _column_width(columns, cells, place) for place in kept}
+        widths = _widths(columns, cells, kept, self._width())
         self.line(self._row([columns[place].title for place in kept], columns, kept, widths, is_head=True))
         for row in cells:
             self.line(self._row([row[place] for place in kept], columns, kept, widths))
@@ -90,7 +93,8 @@ class Output:
         is_head: bool = False,
     ) -> str:
         parts = []
-        for cell, place in zip(cells, kept, strict=True):
+        for whole, place in zip(cells, kept, strict=True):
+            cell = _shortened(whole, widths[place])
             pad = " " * (widths[place] - _width_of(cell))
             shown = self.styled(cell, "1" if is_head else _STYLES.get(cell, ""))
             parts.append(pad + shown if columns[place].right else shown + pad)
@@ -139,7 +143,35 @@ def fitting(columns: Sequence[Column], rows: Sequence[Sequence[str]], width: int
 
 
 def _column_width(columns: Sequence[Column], rows: Sequence[Sequence[str]], place: int) -> int:
+    """Return what a column needs at least."""
+    whole = _whole_width(columns, rows, place)
+    return min(whole, _LEAST_FREE) if columns[place].free else whole
+
+
+def _whole_width(columns: Sequence[Column], rows: Sequence[Sequence[str]], place: int) -> int:
     return max([_width_of(columns[place].title), *(_width_of(row[place]) for row in rows)])
+
+
+def _widths(
+    columns: Sequence[Column], rows: Sequence[Sequence[str]], kept: Sequence[int], width: int
+) -> dict[int, int]:
+    """Return the width of each kept column; free text gets the room that is left."""
+    widths = {place: _column_width(columns, rows, place) for place in kept}
+    room = width - sum(widths.values()) - 3 * (len(kept) - 1)
+    for place in kept:
+        if columns[place].free and room > 0:
+            more = min(room, _whole_width(columns, rows, place) - widths[place])
+            widths[place] += more
+            room -= more
+    return widths
+
+
+def _shortened(text: str, width: int) -> str:
+    if _width_of(text) <= width:
+        return text
+    while text and _width_of(text) > width - 1:
+        text = text[:-1]
+    return text.rstrip() + "…"
 
 
 def _width_of(text: str) -> int:

@@ -107,8 +107,8 @@ def ls() -> None:
         out.line("No rollouts yet. Start one: vedette rollout start MODEL:VERSION --to SELECTOR")
     else:
         columns = (
-            Column("ROLLOUT"), Column("VERSION"), Column("TO", 2), Column("STATE"), Column("MOVED", 1, right=True),
-            Column("STARTED", 3), Column("BY", 5), Column("WHY", 4),
+            Column("ROLLOUT"), Column("VERSION"), Column("TO", 2, free=True), Column("STATE"),
+            Column("MOVED", 1, right=True), Column("STARTED", 3), Column("BY", 5), Column("WHY", 4, free=True),
         )  # fmt: skip
         out.table(columns, [_row(item, session) for item in items])
 
@@ -143,7 +143,7 @@ def show(rollout_id: str) -> None:
     ]
     if told:
         out.line()
-        out.table((Column("WAVE"), Column("AGENT"), Column("STATE"), Column("WHY", 1)), told[:_MOST_TOLD])
+        out.table((Column("WAVE"), Column("AGENT"), Column("STATE"), Column("WHY", 1, free=True)), told[:_MOST_TOLD])
     if len(told) > _MOST_TOLD:
         out.note(f"{len(told) - _MOST_TOLD:,} more agents; --output json has all.")
     out.line()

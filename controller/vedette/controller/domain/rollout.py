@@ -52,6 +52,7 @@ MAX_EVENTS = 500
 ENDED = frozenset({RolloutState.SUCCEEDED, RolloutState.STOPPED, RolloutState.ABORTED})
 _OPEN = frozenset({MemberState.ASSIGNED, MemberState.UNREACHABLE})
 _BAD = frozenset({MemberState.FAILED, MemberState.REFUSED})
+_SILENT = "no link; moves when it returns"
 _STAGES = (
     SlotState.EMPTY,
     SlotState.DOWNLOADING,
@@ -395,7 +396,7 @@ def _progressed(member: Member, sighting: Sighting, rollout: Rollout, now: datet
         return replace(member, state=MemberState.MOVED, reason="", deadline=None, interrupted=False)
     member = _advanced(member, sighting.slot, target, now + timedelta(seconds=rollout.timeout_s))
     if not sighting.online:
-        return replace(member, state=MemberState.UNREACHABLE, interrupted=True, reason="no stream; moves on its return")
+        return replace(member, state=MemberState.UNREACHABLE, interrupted=True, reason=_SILENT)
     reason = f"serves it, but: {'; '.join(news.values())}" if news else _stage_text(sighting.slot, target)
     return replace(member, state=MemberState.ASSIGNED, reason=reason)
 
@@ -550,8 +551,8 @@ def _assigned(member: Member, deadline: datetime) -> Member:
     """Return a waiting member assigned, an open one with a new deadline, any other as it is."""
     if member.state is not MemberState.WAITING and member.state not in _OPEN:
         return member
-    state = MemberState.ASSIGNED if member.online else MemberState.UNREACHABLE
-    return replace(member, state=state, pending=Pending.ASSIGN, deadline=deadline, interrupted=False, reason="")
+    state, reason = (MemberState.ASSIGNED, "") if member.online else (MemberState.UNREACHABLE, _SILENT)
+    return replace(member, state=state, reason=reason, pending=Pending.ASSIGN, deadline=deadline, interrupted=False)
 
 
 def _begin_soak(rollout: Rollout, index: int, now: datetime) -> Rollout:
