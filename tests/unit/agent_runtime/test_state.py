@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import sqlite3
+import subprocess
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from vedette.agent.adapters.state import Documents, Migration, Sequences, State
+from vedette.agent.adapters.state import RESERVE_BYTES, Documents, Migration, Sequences, State
 from vedette.agent.domain.errors import DiskFull, StateError
 from vedette.agent.domain.slots import SlotRecord
 from vedette.models.assignment import SlotAssignment
@@ -148,6 +150,49 @@ def test_a_full_disk_is_a_typed_error_and_what_was_stored_stays(tmp_path: Path) 
     assert state.slot("m") == record
     assert state.begin_boot() == 1
     state.close()
+
+
+def test_a_full_disk_costs_the_reserve_and_room_brings_it_back(tmp_path: Path) -> None:
+    state = State(tmp_path / "state.db")
+    reserve = tmp_path / "state.db.reserve"
+    assert reserve.stat().st_blocks * 512 >= RESERVE_BYTES
+    with state.transaction() as connection:
+        pages = connection.execute("PRAGMA page_count").fetchone()[0]
+    state.close()
+    state = State(tmp_path / "state.db", max_pages=pages)
+    with pytest.raises(DiskFull):
+        state.save_slot(SlotRecord("m", candidate=build(2), stage=SlotState.DOWNLOADING), bytes(1_000_000))
+    assert not state.has_reserve
+    assert state.begin_boot() == 1
+    assert state.has_reserve
+    state.close()
+
+
+def fill(path: Path) -> None:
+    """Write until there is no room."""
+    with suppress(OSError), path.open("wb", buffering=0) as ballast:
+        while ballast.write(bytes(4096)):
+            pass
+
+
+@pytest.mark.root
+def test_on_a_truly_full_disk_a_start_and_a_quarantine_are_still_written_down(tmp_path: Path) -> None:
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(tmp_path)], check=True)
+    try:
+        state = State(tmp_path / "state.db")
+        state.begin_boot()
+        state.close()
+        fill(tmp_path / "ballast")
+        state = State(tmp_path / "state.db")
+        assert state.begin_boot() == 2
+        fallen = SlotRecord("m", active=build(1), stage=SlotState.ACTIVE)
+        state.save_slot_and_quarantine(fallen, build(2).build, "died thrice", NOON)
+        assert not state.has_reserve
+        again = reopened(state)
+        assert (again.slot("m"), list(again.quarantine)) == (fallen, [build(2).build])
+        again.close()
+    finally:
+        subprocess.run(["umount", str(tmp_path)], check=True)
 
 
 def test_the_file_is_readable_by_its_owner_alone(state: State) -> None:

@@ -4,18 +4,25 @@ Rules: WAL with ``synchronous=FULL``, because what is stored is acted on; one tr
 ``sqlite3`` leaves ``adapters``. A migration is recorded in the transaction it runs in. Other adapters keep their tables
 in the same file through :meth:`State.transaction` and bring their own migrations. Used from the event loop's thread
 only: a commit takes about a millisecond and happens when something changes, never for a flow or a request.
+
+Beside the file lies a reserve of :data:`RESERVE_BYTES`. When the disk is full it is given up, and what was being stored
+is tried once more, so that a start, a fallback or a quarantine is still written down; it is taken again when there is
+room.
 """
 
 from __future__ import annotations
 
 import json
+import logging
+import os
 import sqlite3
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from functools import update_wrapper
 from pathlib import Path
-from typing import Any
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from vedette.agent.domain.errors import DiskFull, StateError
 from vedette.agent.domain.slots import SlotRecord
@@ -23,6 +30,17 @@ from vedette.models.assignment import SlotAssignment
 from vedette.models.documents import time_text
 from vedette.models.errors import ModelsError
 from vedette.wire.values import SlotState
+
+RESERVE_BYTES = 1024 * 1024
+"""Enough for SQLite's log and index of some hundred small transactions."""
+
+_SHM_BYTES = 32 * 1024
+"""Of SQLite's index file, which every opening makes anew."""
+
+logger = logging.getLogger(__name__)
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +97,24 @@ class Quarantined:
     since: datetime
 
 
+def _again_when_full(store: Callable[Concatenate[State, P], T]) -> Callable[Concatenate[State, P], T]:
+    """Run a method that is one transaction once more when it found the disk full and that freed the reserve."""
+
+    def wrapped(self: State, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        had_reserve = self.has_reserve
+        try:
+            done = store(self, *args, **kwargs)
+        except DiskFull:
+            if not had_reserve:
+                raise
+            return store(self, *args, **kwargs)
+        if not had_reserve:
+            self._take_reserve()
+        return done
+
+    return update_wrapper(wrapped, store)
+
+
 class State:
     """The state database.
 
@@ -94,33 +130,46 @@ class State:
 
     def __init__(self, path: Path, migrations: Sequence[Migration] = (), *, max_pages: int | None = None) -> None:
         self.path = path
-        with self._translated():
-            path.touch(mode=0o600, exist_ok=True)
-            self._connection = sqlite3.connect(path, timeout=5.0, isolation_level=None)
-            try:
-                self._configure(max_pages)
-                self._migrate((*MIGRATIONS, *migrations))
-            except BaseException:
-                self._connection.close()
+        self._reserve = path.with_name(path.name + ".reserve")
+        had_reserve = self.has_reserve
+        try:
+            self._connection = self._open(migrations, max_pages)
+        except DiskFull:
+            if not had_reserve:
                 raise
+            self._connection = self._open(migrations, max_pages)
+        if not had_reserve:
+            self._take_reserve()
 
-    def _configure(self, max_pages: int | None) -> None:
-        self._connection.row_factory = sqlite3.Row
-        self._connection.execute("PRAGMA journal_mode = WAL")
-        # FULL, not NORMAL: in WAL mode NORMAL may lose the last commits at a power cut, after they were acted on.
-        self._connection.execute("PRAGMA synchronous = FULL")
-        if max_pages is not None:
-            self._connection.execute(f"PRAGMA max_page_count = {int(max_pages)}")
-        self._connection.execute("CREATE TABLE IF NOT EXISTS migrations (name TEXT PRIMARY KEY, applied TEXT NOT NULL)")
+    def _open(self, migrations: Sequence[Migration], max_pages: int | None) -> sqlite3.Connection:
+        with self._translated():
+            self.path.touch(mode=0o600, exist_ok=True)
+            connection = sqlite3.connect(self.path, timeout=5.0, isolation_level=None)
+            try:
+                _configure(connection, max_pages)
+                for migration in (*MIGRATIONS, *migrations):
+                    _migrate(connection, migration)
+            except BaseException:
+                connection.close()
+                raise
+        return connection
 
-    def _migrate(self, migrations: Sequence[Migration]) -> None:
-        for migration in migrations:
-            with self.transaction() as connection:
-                if connection.execute("SELECT 1 FROM migrations WHERE name = ?", (migration.name,)).fetchone():
-                    continue
-                for statement in migration.statements:
-                    connection.execute(statement)
-                connection.execute("INSERT INTO migrations VALUES (?, ?)", (migration.name, _now_text()))
+    @property
+    def has_reserve(self) -> bool:
+        """Whether the reserve is there to be given up."""
+        return self._reserve.is_file()
+
+    def _take_reserve(self) -> None:
+        try:
+            with self._reserve.open("ab") as file:
+                os.posix_fallocate(file.fileno(), 0, RESERVE_BYTES)
+        except OSError as exc:
+            logger.warning("no reserve for the state: %s: %s", self._reserve, exc.strerror)
+            self._give_reserve()
+
+    def _give_reserve(self) -> None:
+        with suppress(OSError):
+            self._reserve.unlink()
 
     def close(self) -> None:
         """Close the file. Closing twice is harmless."""
@@ -134,18 +183,10 @@ class State:
             DiskFull: There is no room to write.
             StateError: SQLite failed otherwise.
         """
-        with self._translated():
-            self._connection.execute("BEGIN IMMEDIATE")
-            try:
-                yield self._connection
-                self._connection.execute("COMMIT")
-            except BaseException:
-                if (
-                    self._connection.in_transaction
-                ):  # SQLite rolls back by itself on some errors, a full disk among them
-                    self._connection.execute("ROLLBACK")
-                raise
+        with self._translated(), _transaction(self._connection) as connection:
+            yield connection
 
+    @_again_when_full
     def begin_boot(self) -> int:
         """Count one more start of the agent and return the boot epoch, from 1. It never repeats."""
         with self.transaction() as connection:
@@ -164,6 +205,7 @@ class State:
         text = self._read_fact("time_floor", None)
         return None if text is None else datetime.fromisoformat(text)
 
+    @_again_when_full
     def raise_time_floor(self, to: datetime) -> None:
         """Store a later time floor; an earlier one changes nothing."""
         with self.transaction() as connection:
@@ -176,6 +218,7 @@ class State:
         """Where assignments stand."""
         return Sequences(**{name: int(self._read_fact(f"sequence_{name}", 0)) for name in Sequences.__slots__})
 
+    @_again_when_full
     def accept(self, documents: Documents) -> None:
         """Store a verified assignment as desired and raise the highest sequence to it, in one transaction."""
         with self.transaction() as connection:
@@ -184,16 +227,19 @@ class State:
             _set_fact(connection, "sequence_desired", documents.sequence)
             _put_documents(connection, "desired", documents)
 
+    @_again_when_full
     def attempt(self, sequence: int) -> None:
         """Store that applying an assignment has begun."""
         with self.transaction() as connection:
             _set_fact(connection, "sequence_attempted", sequence)
 
+    @_again_when_full
     def fail(self, sequence: int) -> None:
         """Store that applying an assignment failed; what ran before still runs."""
         with self.transaction() as connection:
             _set_fact(connection, "sequence_failed", sequence)
 
+    @_again_when_full
     def apply(self, documents: Documents) -> None:
         """Store that all an assignment says is so."""
         with self.transaction() as connection:
@@ -228,6 +274,7 @@ class State:
         row = self._one("SELECT * FROM slots WHERE slot = ?", name)
         return SlotRecord(name) if row is None else _record(row)
 
+    @_again_when_full
     def save_slot(self, record: SlotRecord, release: bytes | None = None) -> None:
         """Store a slot's record, with the canonical bytes of its candidate's release when that is new.
 
@@ -238,6 +285,7 @@ class State:
                 connection.execute("INSERT OR REPLACE INTO releases VALUES (?, ?)", (record.candidate.release, release))
             _save_slot(connection, record)
 
+    @_again_when_full
     def save_slot_and_quarantine(self, record: SlotRecord, build: str, reason: str, since: datetime) -> None:
         """Store a slot's record and that one of its builds is bad here, as one fact."""
         with self.transaction() as connection:
@@ -265,17 +313,57 @@ class State:
             row: sqlite3.Row | None = self._connection.execute(query, values).fetchone()
         return row
 
+    def _is_full(self, exc: sqlite3.Error) -> bool:
+        """Return whether an error means a full disk; where SQLite grows its index file it says "I/O error"."""
+        code = getattr(exc, "sqlite_errorcode", 0)
+        if code & 0xFF != sqlite3.SQLITE_IOERR:
+            return code == sqlite3.SQLITE_FULL
+        disk = os.statvfs(self.path.parent)
+        return disk.f_bavail * disk.f_frsize < _SHM_BYTES
+
     @contextmanager
     def _translated(self) -> Iterator[None]:
         try:
             yield
         except sqlite3.Error as exc:
-            if getattr(exc, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL:
+            if self._is_full(exc):
+                self._give_reserve()
                 raise DiskFull(f"no room to store the agent's state in {self.path}: {exc}") from exc
             name = getattr(exc, "sqlite_errorname", type(exc).__name__)
             raise StateError(f"the agent's state {self.path} failed: {name}: {exc}") from exc
         except OSError as exc:
             raise StateError(f"the agent's state {self.path} cannot be opened: {exc}") from exc
+
+
+def _configure(connection: sqlite3.Connection, max_pages: int | None) -> None:
+    connection.row_factory = sqlite3.Row
+    connection.execute("PRAGMA journal_mode = WAL")
+    # FULL, not NORMAL: in WAL mode NORMAL may lose the last commits at a power cut, after they were acted on.
+    connection.execute("PRAGMA synchronous = FULL")
+    if max_pages is not None:
+        connection.execute(f"PRAGMA max_page_count = {int(max_pages)}")
+    connection.execute("CREATE TABLE IF NOT EXISTS migrations (name TEXT PRIMARY KEY, applied TEXT NOT NULL)")
+
+
+def _migrate(connection: sqlite3.Connection, migration: Migration) -> None:
+    with _transaction(connection):
+        if connection.execute("SELECT 1 FROM migrations WHERE name = ?", (migration.name,)).fetchone():
+            return
+        for statement in migration.statements:
+            connection.execute(statement)
+        connection.execute("INSERT INTO migrations VALUES (?, ?)", (migration.name, _now_text()))
+
+
+@contextmanager
+def _transaction(connection: sqlite3.Connection) -> Iterator[sqlite3.Connection]:
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        yield connection
+        connection.execute("COMMIT")
+    except BaseException:
+        if connection.in_transaction:  # on some errors, a full disk among them, SQLite rolled back
+            connection.execute("ROLLBACK")
+        raise
 
 
 def _now_text() -> str:
