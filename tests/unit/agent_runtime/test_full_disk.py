@@ -1,0 +1,64 @@
+"""A real disk without a byte left: what served goes on serving, falls back, and remembers it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+from vedette.agent.domain.errors import InstallCode, InstallFailed
+
+from tests.support.appliance import Appliance
+from tests.support.tiny_models import assigned, flow_rows
+
+SLOT = "flow-threat"
+
+pytestmark = pytest.mark.root
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=48m", "tmpfs", str(tmp_path)], check=True)
+    yield tmp_path
+    subprocess.run(["umount", "--lazy", str(tmp_path)], check=True)
+
+
+def fill(path: Path) -> None:
+    with suppress(OSError), path.open("wb", buffering=0) as ballast:
+        while ballast.write(bytes(4096)):
+            pass
+
+
+async def version_that_answers(appliance: Appliance) -> int:
+    return (await appliance.serving.infer(SLOT, {"features": flow_rows(2)})).release.version
+
+
+async def test_an_agent_starts_serves_falls_back_and_remembers_it_on_a_full_disk(disk: Path) -> None:
+    appliance = Appliance(disk)
+    releases = [appliance.shelf.flow_release(version) for version in (1, 2, 3)]
+    for release in releases[:2]:
+        await appliance.serving.install(assigned(release), release, appliance.fetch)
+    await appliance.close()
+    fill(disk / "ballast")
+
+    appliance = Appliance(disk)
+    await appliance.serving.start()
+    with pytest.raises(InstallFailed) as caught:
+        await appliance.serving.install(assigned(releases[2]), releases[2], appliance.fetch)
+    assert caught.value.code is InstallCode.DISK_FULL
+    for _ in range(3):
+        assert await version_that_answers(appliance) == 2
+        model = appliance.serving.active(SLOT)
+        assert model is not None
+        assert model.runner.pid is not None
+        os.kill(model.runner.pid, signal.SIGKILL)
+    assert await version_that_answers(appliance) == 1
+
+    await appliance.restart()
+    assert await version_that_answers(appliance) == 1
+    assert list(appliance.serving.quarantine) == [releases[1].builds[0].digest]
+    await appliance.close()
