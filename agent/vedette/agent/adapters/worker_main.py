@@ -346,7 +346,9 @@ def main() -> None:
     """Run the worker; arguments are the socket's descriptor and the agent's process id."""
     descriptor, parent = (int(argument) for argument in sys.argv[1:3])
     _die_with(parent)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C at a terminal reaches the whole group; the agent stops us
+    # Ctrl-C at a terminal, and a service manager that stops a unit, reach the whole group; the agent alone stops us.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     faulthandler.enable()
     with socket.socket(fileno=descriptor) as doorbell:
         try:

@@ -88,7 +88,7 @@ class Programs:
     def stop(self) -> None:
         """Stop everything, last started first; kill what does not stop in time. May be called again."""
         for _, process in reversed(self._running):
-            _signal_group(process, signal.SIGTERM)
+            process.terminate()  # the program itself: it ends its children in its own order
         deadline = time.monotonic() + _GRACE_S
         for _, process in reversed(self._running):
             try:

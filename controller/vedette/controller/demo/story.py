@@ -27,6 +27,7 @@ _AFTER = ("shifted/softflowd-v9", "shifted/softflowd-ipfix", "shifted/pmacct-v9"
 _TRAIN_FIRST = ("base2/softflowd-v9", "base2/pmacct-ipfix")
 _TRAIN_SECOND = ("shifted/softflowd-v9",)
 _WINDOW_S = 5
+_BEFORE_S = 60
 _MODEL = "flow-threat"
 _ENROLL = "enroll --token vdt1.… --config …/agent.toml"
 _COLUMNS = ("AGENT", "VERSION", "FLOWS/S", "P50", "P99", "FLOWS", "FLAGGED", "MEMORY")
@@ -215,8 +216,7 @@ class Story:
 
     def _change_traffic(self) -> None:
         self._heading("The traffic mix changes: backups, a chatty UDP service, fewer web pages")
-        before = self._drift()
-        self._note(f"before: {before}")
+        before = self._vedette("drift", _MODEL, "--window", f"{_BEFORE_S}s")
         longest = 0.0
         for place, edge in enumerate(self._edges):
             changed = recorded(captures() / f"{_AFTER[place % len(_AFTER)]}.pcap.gz")
@@ -229,13 +229,8 @@ class Story:
         )
         time.sleep(_WINDOW_S)  # the last window of the changed traffic travels
         report = self._vedette("drift", _MODEL, "--window", f"{max(10, int(longest))}s")
-        for line in _drift_lines(report):
+        for line in _moved(before, report):
             self._note(line)
-
-    def _drift(self) -> str:
-        report = self._vedette("drift", _MODEL, quiet=True)
-        told = (f"{item['version']} {item['verdict']} over {item['rows']:,} flows" for item in report["versions"])
-        return "; ".join(told)
 
     def _end(self, first: str, second: str) -> None:
         sent = sum(edge.replay.sent for edge in self._edges)
@@ -258,7 +253,7 @@ class Story:
             f"vedette-agent status --config {self._edges[0].config if self._options.keep else '…/agent.toml'}",
             f"tail -f {self._edges[0].verdicts if self._options.keep else '…/verdicts.jsonl'}",
         ):
-            self._console.print(f"    [bold]{line}[/bold]", highlight=False)
+            self._console.print(f"    [bold]{line}[/bold]", highlight=False, soft_wrap=True)
 
     def _all_online(self) -> bool:
         agents = self._vedette("agent", "ls", quiet=True)
@@ -283,13 +278,13 @@ class Story:
         self._step += 1
         took = time.monotonic() - self._begun
         mark, told = f"[bold cyan]{self._step}[/bold cyan]", f"[bold]{text}[/bold]  [dim]{took:.0f} s[/dim]"
-        self._console.print(f"\n{mark}  {told}", highlight=False)
+        self._console.print(f"\n{mark}  {told}", highlight=False, soft_wrap=True)
 
     def _command(self, text: str) -> None:
         self._console.print(f"   [green]$[/green] {text}", highlight=False, markup=True, soft_wrap=True)
 
     def _note(self, text: str) -> None:
-        self._console.print(f"   {text}", highlight=False, markup=False)
+        self._console.print(f"   {text}", highlight=False, markup=False, soft_wrap=True)
 
 
 def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:
@@ -344,11 +339,17 @@ def _count_lines(path: Path) -> int:
     return path.read_bytes().count(b"\n") if path.exists() else 0
 
 
-def _drift_lines(report: Mapping[str, Any]) -> list[str]:
-    lines = []
-    for version in report["versions"]:
-        flagged, usual = version["flagged_share"], version["reference_flagged_share"]
-        lines.append(f"after: {version['version']} {version['verdict']} over {version['rows']:,} flows")
-        lines.append(f"  flagged {flagged:.2%}, in training {usual:.2%}")
-        lines += [f"  {item['feature']:36} PSI {item['psi']:.2f}" for item in version["features"][:4]]
-    return lines
+def _moved(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
+    """Return what drift said of the newest version before and after, feature by feature, most moved first."""
+    old, new = before["versions"][-1], after["versions"][-1]
+    known = {item["feature"]: item["psi"] for item in old["features"]}
+    rows = sorted(new["features"], key=lambda item: known.get(item["feature"], 0.0) - item["psi"])
+    return [
+        f"{'':36} {'before':>10} {'after':>10}",
+        f"{'flows':36} {old['rows']:>10,} {new['rows']:>10,}",
+        f"{'verdict':36} {old['verdict']:>10} {new['verdict']:>10}",
+        *(
+            f"PSI {item['feature']:32} {known.get(item['feature'], 0.0):>10.2f} {item['psi']:>10.2f}"
+            for item in rows[:5]
+        ),
+    ]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from itertools import pairwise
 
@@ -186,6 +186,35 @@ def tally(windows: Iterable[tuple[str, Window]]) -> list[Tally]:
             sums[key] = Tally(*key)
         sums[key].add(window)
     return [sums[key] for key in sorted(sums)]
+
+
+def fleet_rows(tallies: Iterable[Tally], names: Mapping[str, str], model: str = "") -> list[AgentTelemetry]:
+    """Return what each agent told of each version, of one model when it is named, by agent and version.
+
+    An agent reports its CPU, memory and the counters of collector and sinks once, in windows of no model; they stand
+    beside each of its versions. One that ran no model has a row of its own, unless a model is asked for.
+
+    Args:
+        tallies: Of all models and of none.
+        names: Of agents by id; others are left out.
+        model: Its name, or empty for all.
+    """
+    known = [each for each in tallies if each.agent_id in names]
+    own = {each.agent_id: each.view(names[each.agent_id]) for each in known if not each.model}
+    busy = [each for each in known if each.model]
+    rows = [
+        _beside(each.view(names[each.agent_id]), own.get(each.agent_id)) for each in busy if model in ("", each.model)
+    ]
+    if not model:
+        rows += [row for agent, row in own.items() if agent not in {each.agent_id for each in busy}]
+    return sorted(rows, key=lambda row: (row.agent, row.version))
+
+
+def _beside(row: AgentTelemetry, own: AgentTelemetry | None) -> AgentTelemetry:
+    if own is None:
+        return row
+    counters = {**own.counters, **row.counters}
+    return replace(row, counters=counters, cpu_percent=own.cpu_percent, memory_bytes=own.memory_bytes)
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from datetime import timedelta
 
 from vedette.controller.domain.agents import AgentRecord, slots_view, state_of
 from vedette.controller.domain.errors import InvalidInput
-from vedette.controller.domain.telemetry import Tally
+from vedette.controller.domain.telemetry import Tally, fleet_rows
 from vedette.controller.services.fleet import Fleet
 from vedette.controller.services.telemetry import Telemetry
 from vedette.models.profile import latency_percentile
@@ -118,9 +118,7 @@ class FleetDesk:
             why = f"{window.total_seconds():.0f} s, limit {MAX_WINDOW.total_seconds():.0f} s"
             raise InvalidInput("window-invalid", "the window is too long", why)
         names = {agent.id: agent.name for agent in await self._fleet.agents()}
-        tallies = await self._telemetry.tallies(window or DEFAULT_WINDOW, model)
-        rows = [tally.view(names[tally.agent_id]) for tally in tallies if tally.agent_id in names]
-        return sorted(rows, key=lambda row: (row.agent, row.version))
+        return fleet_rows(await self._telemetry.tallies(window or DEFAULT_WINDOW), names, model)
 
     def _view(self, agent: AgentRecord) -> Agent:
         pulse, totals = self._telemetry.pulse(agent.id), self._telemetry.totals(agent.id)
