@@ -69,7 +69,7 @@ class Blobs:
         try:
             self._copy(blob, lambda _: None)
         except BlobCorrupt as exc:
-            logger.info("%s", exc)
+            logger.debug("%s", exc)
             if self.path(blob.digest).is_file():
                 _remove(self.path(blob.digest))
             return False

@@ -343,7 +343,7 @@ def _moved(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
     """Return what drift said of the newest version before and after, feature by feature, most moved first."""
     old, new = before["versions"][-1], after["versions"][-1]
     known = {item["feature"]: item["psi"] for item in old["features"]}
-    rows = sorted(new["features"], key=lambda item: known.get(item["feature"], 0.0) - item["psi"])
+    rows = sorted(new["features"], key=lambda item: known.get(item["feature"], 0.0) - item["psi"])[:5]
     return [
         f"{'':36} {'before':>10} {'after':>10}",
         f"{'flows':36} {old['rows']:>10,} {new['rows']:>10,}",
