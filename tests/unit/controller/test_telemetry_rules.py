@@ -4,7 +4,7 @@ from itertools import pairwise
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from vedette.controller.domain.telemetry import MAX_RANGES, Range, Tally, admit, pulse, tally
+from vedette.controller.domain.telemetry import MAX_RANGES, Range, Tallies, Tally, admit, pulse
 from vedette.models.profile import LATENCY_EDGES_MS
 from vedette.wire.values import Gap, TelemetryBatch, Window
 
@@ -85,15 +85,16 @@ def window(rows: int = 10, seconds: float = 10, **changes: object) -> Window:
     return Window(start=NOON, end=NOON + timedelta(seconds=seconds), **made)  # type: ignore[arg-type]
 
 
-def test_tallies_are_by_agent_model_and_version_and_free_of_order():
-    items = [
-        ("b", window()),
-        ("a", window(version=2)),
-        ("a", window()),
-        ("a", window(rows=5)),
-        ("a", window(model="n")),
-    ]
-    found, again = tally(items), tally(reversed(items))
+def single(agent_id: str, made: Window) -> Tally:
+    tally = Tally(agent_id, made.model, made.version)
+    tally.add(made)
+    return tally
+
+
+def test_tallies_add_up_by_agent_model_and_version_in_any_order():
+    windows = [window(version=2), window(), window(rows=5), window(model="n")]
+    items = [single("b", window()), *(single("a", made) for made in windows)]
+    found, again = Tallies(items).all(), Tallies(reversed(items)).all()
     assert [(t.agent_id, t.model, t.version, t.rows) for t in found] == [
         ("a", "m", 1, 15),
         ("a", "m", 2, 10),

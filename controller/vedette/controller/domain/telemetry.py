@@ -14,6 +14,7 @@ from datetime import datetime, timedelta
 from itertools import pairwise
 
 import numpy as np
+import numpy.typing as npt
 from vedette.controller.domain.errors import InvalidInput
 from vedette.models.profile import LATENCY_EDGES_MS, latency_percentile
 from vedette.wire.values import Gap, TelemetryBatch, Window
@@ -28,6 +29,10 @@ MAX_RANGES = 64
 LATENCY_BINS = len(LATENCY_EDGES_MS) + 1
 
 Range = tuple[int, int]
+Place = tuple[int, int]
+"""Where a reading in pieces goes on; only the store knows what it means."""
+
+Counts = npt.NDArray[np.uint64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,23 +146,62 @@ class Tally:
     newest: datetime | None = None
     verdicts: Counter[str] = field(default_factory=Counter)
     counters: Counter[str] = field(default_factory=Counter)
-    latency: np.ndarray[tuple[int], np.dtype[np.uint64]] = field(
-        default_factory=lambda: np.zeros(LATENCY_BINS, np.uint64)
-    )
+    latency: Counts = field(default_factory=lambda: np.zeros(LATENCY_BINS, np.uint64))
 
     def add(self, window: Window) -> None:
         """Add a window."""
-        self.rows += window.rows
-        self.flagged += window.flagged
-        self.errors += window.errors
-        self.seconds += max((window.end - window.start).total_seconds(), 0.0)
-        self.cpu_seconds += window.cpu_seconds
-        self.verdicts.update(window.verdicts)
-        self.counters.update(window.counters)
-        if window.latency_counts:
-            self.latency += np.array(window.latency_counts, np.uint64)
-        if self.newest is None or window.end >= self.newest:
-            self.newest, self.memory_bytes = window.end, window.memory_bytes
+        self.add_counts(
+            rows=window.rows,
+            flagged=window.flagged,
+            errors=window.errors,
+            start=window.start,
+            end=window.end,
+            cpu_seconds=window.cpu_seconds,
+            memory_bytes=window.memory_bytes,
+            verdicts=window.verdicts,
+            counters=window.counters,
+            latency=np.array(window.latency_counts, np.uint64),
+        )
+
+    def add_counts(
+        self,
+        *,
+        rows: int,
+        flagged: int,
+        errors: int,
+        start: datetime,
+        end: datetime,
+        cpu_seconds: float,
+        memory_bytes: int,
+        verdicts: Mapping[str, int],
+        counters: Mapping[str, int],
+        latency: Counts,
+    ) -> None:
+        """Add the counts of a window; ``latency`` has shape (LATENCY_BINS,), or (0,) when nothing was timed."""
+        self.rows += rows
+        self.flagged += flagged
+        self.errors += errors
+        self.seconds += max((end - start).total_seconds(), 0.0)
+        self.cpu_seconds += cpu_seconds
+        self.verdicts.update(verdicts)
+        self.counters.update(counters)
+        if len(latency):
+            self.latency += latency
+        if self.newest is None or end >= self.newest:
+            self.newest, self.memory_bytes = end, memory_bytes
+
+    def merge(self, other: Tally) -> None:
+        """Add another tally of the same agent and version."""
+        self.rows += other.rows
+        self.flagged += other.flagged
+        self.errors += other.errors
+        self.seconds += other.seconds
+        self.cpu_seconds += other.cpu_seconds
+        self.verdicts.update(other.verdicts)
+        self.counters.update(other.counters)
+        self.latency += other.latency
+        if self.newest is None or (other.newest is not None and other.newest >= self.newest):
+            self.newest, self.memory_bytes = other.newest, other.memory_bytes
 
     def view(self, agent_name: str) -> AgentTelemetry:
         """Return what an admin sees."""
@@ -177,15 +221,24 @@ class Tally:
         )
 
 
-def tally(windows: Iterable[tuple[str, Window]]) -> list[Tally]:
-    """Return what windows add up to, by agent, model and version."""
-    sums: dict[tuple[str, str, int], Tally] = {}
-    for agent_id, window in windows:
-        key = (agent_id, window.model, window.version)
-        if key not in sums:
-            sums[key] = Tally(*key)
-        sums[key].add(window)
-    return [sums[key] for key in sorted(sums)]
+class Tallies:
+    """Adds tallies up by agent, model and version."""
+
+    def __init__(self, tallies: Iterable[Tally] = ()) -> None:
+        self._sums: dict[tuple[str, str, int], Tally] = {}
+        self.add(tallies)
+
+    def add(self, tallies: Iterable[Tally]) -> None:
+        """Add further ones."""
+        for item in tallies:
+            key = (item.agent_id, item.model, item.version)
+            if key not in self._sums:
+                self._sums[key] = Tally(*key)
+            self._sums[key].merge(item)
+
+    def all(self) -> list[Tally]:
+        """Return the sums, sorted by agent, model and version."""
+        return [self._sums[key] for key in sorted(self._sums)]
 
 
 def fleet_rows(tallies: Iterable[Tally], names: Mapping[str, str], model: str = "") -> list[AgentTelemetry]:

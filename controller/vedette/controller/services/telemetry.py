@@ -8,7 +8,7 @@ from datetime import datetime, timedelta
 from typing import Protocol
 
 from vedette.controller.domain.clock import Clock
-from vedette.controller.domain.telemetry import Pulse, Tally, Totals, check_batch, pulse
+from vedette.controller.domain.telemetry import Place, Pulse, Tallies, Tally, Totals, check_batch, pulse
 from vedette.controller.services.ports import Runner
 from vedette.wire.values import TelemetryAcknowledgement, TelemetryBatch, Window
 
@@ -28,8 +28,8 @@ class TelemetryLog(Protocol):
         """Return the newest window of each slot of each agent, without its profile."""
         ...
 
-    def tallies(self, since: datetime, model: str = "") -> list[Tally]:
-        """Return what windows since a time add up to, by agent, model and version."""
+    def tallies(self, since: datetime, model: str = "", after: Place | None = None) -> tuple[list[Tally], Place | None]:
+        """Return what a bounded number of windows since a time add up to, and where to go on; None at the end."""
         ...
 
     def purge(self, before: datetime) -> int:
@@ -93,7 +93,13 @@ class Telemetry:
 
     async def tallies(self, window: timedelta, model: str = "") -> Sequence[Tally]:
         """Return what the newest windows add up to, by agent, model and version."""
-        return await self._runner.run(self._store.tallies, self._clock.now() - window, model)
+        since = self._clock.now() - window
+        found, place = await self._runner.run(self._store.tallies, since, model, None)
+        sums = Tallies(found)
+        while place:
+            found, place = await self._runner.run(self._store.tallies, since, model, place)
+            sums.add(found)
+        return sums.all()
 
     async def purge(self) -> int:
         """Delete windows older than they are kept, piece by piece; return how many."""

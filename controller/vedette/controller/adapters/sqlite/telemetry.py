@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from datetime import datetime
 
 import numpy as np
 from vedette.controller.adapters.sqlite.database import Database, script
 from vedette.controller.adapters.sqlite.rows import json_column, microseconds, time_at
-from vedette.controller.domain.telemetry import Range, Tally, Totals, admit, tally
+from vedette.controller.domain.telemetry import Place, Range, Tally, Totals, admit
 from vedette.wire.values import Gap, TelemetryBatch, Window
 
 MIGRATIONS = (
@@ -73,7 +73,8 @@ _COLUMNS = (
     "counters, cpu_seconds, memory_bytes"
 )
 _INSERT = f"INSERT INTO telemetry_windows ({_COLUMNS}, profile, at) VALUES ({', '.join('?' * 18)})"  # noqa: S608 - ours
-_PURGE_ROWS = 5000
+PIECE_ROWS = 5000
+"""Windows read or deleted in one transaction: 0.16 s of the database's thread, measured on 2 cores shared with builds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,17 +127,26 @@ class TelemetryStore:
             found.setdefault(row["agent_id"], {})[row["slot"]] = _window(row)
         return found
 
-    def tallies(self, since: datetime, model: str = "") -> list[Tally]:
-        """Return what windows since a time add up to, by agent, model and version; of all models when none is named."""
-        condition, arguments = "at >= ?", [microseconds(since)]
+    def tallies(self, since: datetime, model: str = "", after: Place | None = None) -> tuple[list[Tally], Place | None]:
+        """Return what a bounded number of windows since a time add up to, and where to go on; None at the end.
+
+        A piece at a time, so that reports get in between: a fleet's hour is some hundred thousand windows.
+
+        Args:
+            since: Windows of this time and later.
+            model: Of this model only, when not empty.
+            after: What the call before returned.
+        """
+        at, place_id = after or (microseconds(since), 0)
+        conditions = "(at, id) > (?, ?)"
+        arguments: list[int | str] = [at, place_id]
+        if model:
+            conditions, arguments = f"model = ? AND {conditions}", [model, *arguments]
+        query = f"SELECT id, at, {_COLUMNS} FROM telemetry_windows WHERE {conditions} ORDER BY at, id LIMIT ?"  # noqa: S608 - ours
         with self._database.transaction() as connection:
-            query = f"SELECT {_COLUMNS} FROM telemetry_windows WHERE {condition}"  # noqa: S608 - ours
-            rows = (
-                connection.execute(f"{query} AND model = ?", (*arguments, model))
-                if model
-                else connection.execute(query, arguments)
-            )
-            return tally((row["agent_id"], _window(row)) for row in rows)
+            rows = connection.execute(query, (*arguments, PIECE_ROWS)).fetchall()
+        place = (rows[-1]["at"], rows[-1]["id"]) if len(rows) == PIECE_ROWS else None
+        return _tallied(rows), place
 
     def profiles(self, model: str, since: datetime, *, after: int = 0, limit: int = 1_000) -> list[ProfileRow]:
         """Return the data profiles of a model's windows since a time, in the order they came, where they have one.
@@ -175,8 +185,29 @@ class TelemetryStore:
         with self._database.transaction() as connection:
             return connection.execute(
                 "DELETE FROM telemetry_windows WHERE id IN (SELECT id FROM telemetry_windows WHERE at < ? LIMIT ?)",
-                (microseconds(before), _PURGE_ROWS),
+                (microseconds(before), PIECE_ROWS),
             ).rowcount
+
+
+def _tallied(rows: Iterable[sqlite3.Row]) -> list[Tally]:
+    sums: dict[tuple[str, str, int], Tally] = {}
+    for row in rows:
+        key = (row["agent_id"], row["model"], row["version"])
+        if key not in sums:
+            sums[key] = Tally(*key)
+        sums[key].add_counts(
+            rows=row["rows"],
+            flagged=row["flagged"],
+            errors=row["errors"],
+            start=time_at(row["start"]),
+            end=time_at(row["end"]),
+            cpu_seconds=row["cpu_seconds"],
+            memory_bytes=row["memory_bytes"],
+            verdicts=json.loads(row["verdicts"]),
+            counters=json.loads(row["counters"]),
+            latency=np.frombuffer(row["latency"], "<u8"),
+        )
+    return list(sums.values())
 
 
 def _counted(connection: sqlite3.Connection, agent_id: str, boot_epoch: int) -> list[Range]:

@@ -1,0 +1,85 @@
+"""What the port of telemetry promises about reading and deleting in pieces; the rest is tested over the wire."""
+
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from vedette.controller.adapters.sqlite import telemetry as module
+from vedette.controller.adapters.sqlite.database import Database
+from vedette.controller.adapters.sqlite.telemetry import TelemetryStore
+from vedette.controller.adapters.sqlite.tokens import TokenStore
+from vedette.controller.domain.telemetry import LATENCY_BINS, Tallies, Tally
+from vedette.wire.values import TelemetryBatch, Window
+
+from tests.support.clock import NOON
+from tests.unit.controller.stores.test_fleet_stores import enrol, token
+
+
+@pytest.fixture
+def store(database: Database, monkeypatch: pytest.MonkeyPatch) -> TelemetryStore:
+    monkeypatch.setattr(module, "PIECE_ROWS", 7)
+    tokens = TokenStore(database)
+    tokens.add(token())
+    enrol(tokens)
+    return TelemetryStore(database)
+
+
+def window(second: int, **changes: Any) -> Window:
+    end = NOON + timedelta(seconds=second)
+    counts = (0,) * 5 + (3,) + (0,) * (LATENCY_BINS - 6)
+    whole = {"slot": "s", "model": "m", "version": 1, "rows": 3, "flagged": 1, "verdicts": {"scan": 1}, **changes}
+    return Window(start=end - timedelta(seconds=1), end=end, latency_counts=counts, **whole)
+
+
+def report(store: TelemetryStore, sequence: int, *windows: Window) -> None:
+    assert store.record(
+        "a-1", TelemetryBatch(boot_epoch=1, sequence=sequence, windows=windows), NOON + timedelta(days=1)
+    )
+
+
+def whole(store: TelemetryStore, since: int = -1, model: str = "") -> tuple[list[Tally], int]:
+    found, pieces, place = [], 0, None
+    while True:
+        more, place = store.tallies(NOON + timedelta(seconds=since), model, place)
+        found, pieces = [*found, *more], pieces + 1
+        if place is None:
+            return Tallies(found).all(), pieces
+
+
+@pytest.mark.parametrize("count", [0, 1, 6, 7, 8, 14, 20])
+def test_every_window_is_in_exactly_one_piece(store: TelemetryStore, count: int):
+    for second in range(count):
+        report(store, second + 1, window(second // 3))  # several windows share a time
+    tallies, pieces = whole(store)
+    assert pieces == count // 7 + 1
+    assert [tally.rows for tally in tallies] == ([3 * count] if count else [])
+    if count:
+        shown = tallies[0].view("edge")
+        assert (shown.flagged, shown.verdicts, shown.rows_per_s) == (count, {"scan": count}, 3.0)
+        assert int(tallies[0].latency.sum()) == 3 * count
+
+
+def test_pieces_keep_to_the_time_and_the_model(store: TelemetryStore):
+    report(store, 1, *(window(second, model=model) for second in range(20) for model in ("m", "n")))
+    assert [(tally.model, tally.rows) for tally in whole(store, since=10)[0]] == [("m", 30), ("n", 30)]
+    assert [(tally.model, tally.rows) for tally in whole(store, since=10, model="n")[0]] == [("n", 30)]
+
+
+def test_old_windows_go_in_pieces_and_the_newest_of_a_slot_is_found(store: TelemetryStore):
+    report(store, 1, *(window(second, rows=second) for second in range(20)))
+    deleted = []
+    while piece := store.purge(NOON + timedelta(seconds=15)):
+        deleted.append(piece)
+    assert deleted == [7, 7, 1]
+    assert store.newest()["a-1"]["s"] == window(19, rows=19)
+    assert store.totals()["a-1"].rows == sum(range(20))
+
+
+def test_reading_by_time_uses_an_index(database: Database, store: TelemetryStore):
+    del store
+    for conditions in ("(at, id) > (1, 1)", "model = 'm' AND (at, id) > (1, 1)"):
+        query = f"EXPLAIN QUERY PLAN SELECT * FROM telemetry_windows WHERE {conditions} ORDER BY at, id LIMIT 5"  # noqa: S608
+        with database.transaction() as connection:
+            plan = " ".join(row["detail"] for row in connection.execute(query))
+        assert "USING INDEX" in plan
+        assert "TEMP B-TREE" not in plan
