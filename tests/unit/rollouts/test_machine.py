@@ -423,6 +423,13 @@ def test_the_view_names_agents_and_says_why() -> None:
     assert "stopped: " in shown.events[-1].text
 
 
+def test_an_agent_that_talks_too_much_is_cut_short() -> None:
+    world = _play(3, "1,100%", "")
+    world.fail(world.order()[0], reason="x" * 4000)
+    world.tick()
+    assert len(world.it.members[0].reason) == machine.MAX_REASON
+
+
 def test_events_are_bounded() -> None:
     world = _play(3, "1,100%", "pause")
     for _ in range(machine.MAX_EVENTS):

@@ -49,6 +49,9 @@ from vedette.wire.views import MemberState, RolloutState
 MAX_EVENTS = 500
 """Kept of one rollout; the oldest go first. A rollout writes a handful a wave, people write the rest."""
 
+MAX_REASON = 300
+"""Characters of what an agent gives as its reason: 10,000 of them must fit in one message."""
+
 ENDED = frozenset({RolloutState.SUCCEEDED, RolloutState.STOPPED, RolloutState.ABORTED})
 _OPEN = frozenset({MemberState.ASSIGNED, MemberState.UNREACHABLE})
 _BAD = frozenset({MemberState.FAILED, MemberState.REFUSED})
@@ -330,7 +333,7 @@ def barred(rollout: Rollout, reasons: Mapping[str, str], now: datetime) -> Rollo
             return member
         if member.pending is Pending.WITHDRAW:
             return replace(member, pending=Pending.NOTHING)
-        return replace(member, pending=Pending.NOTHING, state=MemberState.FAILED, reason=reason)
+        return replace(member, pending=Pending.NOTHING, state=MemberState.FAILED, reason=_brief(reason))
 
     rollout = _each_member(rollout, settle)
     return rollout if rollout.has_ended else _judged(rollout, now)
@@ -381,7 +384,7 @@ def _seen(member: Member, sighting: Sighting, rollout: Rollout, now: datetime) -
     target = _target(rollout, member)
     bad = _failure(member, sighting, target)
     if bad:
-        return replace(member, state=bad[0], reason=bad[1] or "no reason given")
+        return replace(member, state=bad[0], reason=_brief(bad[1] or "no reason given"))
     if member.state is MemberState.WAITING:
         return replace(member, known_errors=tuple(sorted(sighting.errors))) if not member.sequence else member
     if member.state is MemberState.MOVED:
@@ -398,7 +401,7 @@ def _progressed(member: Member, sighting: Sighting, rollout: Rollout, now: datet
     if not sighting.online:
         return replace(member, state=MemberState.UNREACHABLE, interrupted=True, reason=_SILENT)
     reason = f"serves it, but: {'; '.join(news.values())}" if news else _stage_text(sighting.slot, target)
-    return replace(member, state=MemberState.ASSIGNED, reason=reason)
+    return replace(member, state=MemberState.ASSIGNED, reason=_brief(reason))
 
 
 def _advanced(member: Member, slot: SlotStatus | None, target: BuildRef, deadline: datetime) -> Member:
@@ -480,6 +483,10 @@ def _stage_text(slot: SlotStatus | None, target: BuildRef) -> str:
     if slot.state is SlotState.DOWNLOADING and slot.candidate_bytes_total:
         return f"downloading {100 * slot.candidate_bytes_done // slot.candidate_bytes_total} %"
     return str(slot.state)
+
+
+def _brief(reason: str) -> str:
+    return reason if len(reason) <= MAX_REASON else reason[: MAX_REASON - 1] + "…"
 
 
 def _result_text(result: GenerationResult) -> str:

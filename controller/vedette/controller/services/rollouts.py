@@ -38,7 +38,10 @@ MAX_LISTED = 50
 MAX_LISTED_MEMBERS = 20_000
 """In one answer to ``list``; a member takes about 60 bytes and a message may have 4 MiB."""
 
-_ACTIONS_AT_ONCE = 32
+_ACTIONS_AT_ONCE = 256
+"""Done between two looks at what people want. Each batch passes over all members: assigning 10,000 agents took 38 s in
+batches of 32 and 5.9 s in batches of 256 (2 cores, a store in SQLite, agents in memory)."""
+
 _STEP_S = 2.0
 """A wall clock that moved this much more or less than the monotonic one was set."""
 
