@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import io
+import re
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
@@ -16,7 +18,7 @@ from vedette.controller.cli import root
 from vedette.controller.cli.output import Column, Output, fitting, plain
 from vedette.controller.cli.problems import Usage
 from vedette.controller.cli.progress import Meter, bar
-from vedette.controller.cli.rollout import screen
+from vedette.controller.cli.rollout import _Follower, screen
 from vedette.controller.cli.session import Session
 from vedette.controller.cli.words import ago, clean, count, pairs, seconds, share, size, span, three
 from vedette.wire import views
@@ -197,6 +199,46 @@ def test_the_screen_of_a_rollout_has_a_bar_a_wave_and_the_counts() -> None:
     assert lines[1] == f" wave 1  {bar(1.0)}  4/4   passed"
     assert lines[2] == f" wave 2  {bar(0.0)}  0/3   moving   3 downloading 10 %"
     assert lines[3] == " unreachable 0 · failed 0 · refused 0"
+
+
+class _Screen(io.StringIO):
+    """A terminal that obeys the few control sequences a follower writes."""
+
+    def isatty(self) -> bool:
+        return True
+
+    @property
+    def rows(self) -> list[str]:
+        rows: list[str] = []
+        for part in re.split(r"(\x1b\[\d+F\x1b\[J|\n)", self.getvalue()):
+            if part.endswith("J"):
+                del rows[len(rows) - int(part[2 : part.index("F")]) :]
+            elif part not in ("", "\n"):
+                rows.append(part)
+        return rows
+
+
+def test_on_a_terminal_a_watched_rollout_is_redrawn_in_place_and_wiped_at_its_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    terminal = _Screen()
+    monkeypatch.setattr("sys.stderr", terminal)
+    monkeypatch.setenv("COLUMNS", "60")
+    monkeypatch.setenv("LINES", "24")
+    follower = _Follower(Session())
+    for moved in range(3):
+        members = tuple(
+            views.Member(agent=f"e{n}", state=views.MemberState.MOVED if n < moved else views.MemberState.ASSIGNED)
+            for n in range(3)
+        )
+        waves = (views.Wave(size="100%", members=members, state="moving"),)
+        item = views.Rollout(rollout="7", version="m:2", state=views.RolloutState.RUNNING, waves=waves, started=NOW)
+        follower.show(item)
+        assert [row for row in terminal.rows if "wave 1" in row] == [f" wave 1  {bar(moved / 3)}  {moved}/3   moving"]
+        assert terminal.rows[-1].startswith("Leave with Ctrl-C: the rollout goes on.")
+        assert max(map(len, terminal.rows)) < 60
+    follower.show(replace(item, state=views.RolloutState.SUCCEEDED))
+    assert terminal.rows == []
 
 
 def _completed(stage: Stage, words: list[str], incomplete: str) -> list[str]:

@@ -75,7 +75,7 @@ def plan(
 
 def _check_seconds(what: str, value: int, most: int) -> None:
     if not 0 <= value <= most:
-        raise InvalidInput(f"{what}-range", f"{what} is {value} s", f"0 to {most} s", f"give a {what} in that range")
+        raise InvalidInput("time-range", f"{what} is {value} s", f"0 to {most} s", f"give a {what} in that range")
 
 
 def _check_signed(version: views.Version) -> None:
