@@ -74,7 +74,7 @@ _COLUMNS = (
 )
 _INSERT = f"INSERT INTO telemetry_windows ({_COLUMNS}, profile, at) VALUES ({', '.join('?' * 18)})"  # noqa: S608 - ours
 PIECE_ROWS = 5000
-"""Windows read or deleted in one transaction: 0.16 s of the database's thread, measured on 2 cores shared with builds."""
+"""Windows read or deleted in one transaction: 0.16 s of the database's thread, measured on 2 busy cores."""
 
 
 @dataclass(frozen=True, slots=True)
