@@ -28,7 +28,7 @@ class TelemetryLog(Protocol):
         """Return the newest window of each slot of each agent, without its profile."""
         ...
 
-    def tallies(self, since: datetime, model: str = "", after: Place | None = None) -> tuple[list[Tally], Place | None]:
+    def tallies(self, since: datetime, after: Place | None = None) -> tuple[list[Tally], Place | None]:
         """Return what a bounded number of windows since a time add up to, and where to go on; None at the end."""
         ...
 
@@ -91,13 +91,13 @@ class Telemetry:
         self._totals.pop(agent_id, None)
         self._newest.pop(agent_id, None)
 
-    async def tallies(self, window: timedelta, model: str = "") -> Sequence[Tally]:
+    async def tallies(self, window: timedelta) -> Sequence[Tally]:
         """Return what the newest windows add up to, by agent, model and version."""
         since = self._clock.now() - window
-        found, place = await self._runner.run(self._store.tallies, since, model, None)
+        found, place = await self._runner.run(self._store.tallies, since, None)
         sums = Tallies(found)
         while place:
-            found, place = await self._runner.run(self._store.tallies, since, model, place)
+            found, place = await self._runner.run(self._store.tallies, since, place)
             sums.add(found)
         return sums.all()
 

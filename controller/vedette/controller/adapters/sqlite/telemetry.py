@@ -127,22 +127,20 @@ class TelemetryStore:
             found.setdefault(row["agent_id"], {})[row["slot"]] = _window(row)
         return found
 
-    def tallies(self, since: datetime, model: str = "", after: Place | None = None) -> tuple[list[Tally], Place | None]:
+    def tallies(self, since: datetime, after: Place | None = None) -> tuple[list[Tally], Place | None]:
         """Return what a bounded number of windows since a time add up to, and where to go on; None at the end.
 
         A piece at a time, so that reports get in between: a fleet's hour is some hundred thousand windows.
 
         Args:
             since: Windows of this time and later.
-            model: Of this model only, when not empty.
             after: What the call before returned.
         """
-        at, place_id = after or (microseconds(since), 0)
-        conditions = "(at, id) > (?, ?)"
-        arguments: list[int | str] = [at, place_id]
-        if model:
-            conditions, arguments = f"model = ? AND {conditions}", [model, *arguments]
-        query = f"SELECT id, at, {_COLUMNS} FROM telemetry_windows WHERE {conditions} ORDER BY at, id LIMIT ?"  # noqa: S608 - ours
+        query = (
+            f"SELECT id, at, {_COLUMNS} FROM telemetry_windows "  # noqa: S608 - column names are ours
+            "WHERE (at, id) > (?, ?) ORDER BY at, id LIMIT ?"
+        )
+        arguments = after or (microseconds(since), 0)
         with self._database.transaction() as connection:
             rows = connection.execute(query, (*arguments, PIECE_ROWS)).fetchall()
         place = (rows[-1]["at"], rows[-1]["id"]) if len(rows) == PIECE_ROWS else None
