@@ -212,11 +212,11 @@ async def test_a_full_disk_is_told_and_nothing_is_lost_or_counted_twice(served: 
 
 async def test_a_restart_remembers_what_was_counted(tmp_path: Path):
     settings = prepare(tmp_path / "data")
-    async with running(settings) as served:
+    async with running(settings, clock=FakeClock()) as served:
         edge = await served.enrolled("edge")
         await report(edge)
         before = await shown(served)
-    async with running(settings) as served:
+    async with running(settings, clock=FakeClock()) as served:
         edge._running = served
         await report(edge)
         after = await shown(served)

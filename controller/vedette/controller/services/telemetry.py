@@ -12,6 +12,9 @@ from vedette.controller.domain.telemetry import Place, Pulse, Tallies, Tally, To
 from vedette.controller.services.ports import Runner
 from vedette.wire.values import TelemetryAcknowledgement, TelemetryBatch, Window
 
+_REMEMBERED = timedelta(hours=1)
+"""How far back a start looks for newest windows: further back would read all that is kept, to show what is no more."""
+
 
 class TelemetryLog(Protocol):
     """The store of telemetry. Methods run in the database's thread; each is one transaction."""
@@ -24,8 +27,8 @@ class TelemetryLog(Protocol):
         """Return all that each agent ever reported."""
         ...
 
-    def newest(self) -> dict[str, dict[str, Window]]:
-        """Return the newest window of each slot of each agent, without its profile."""
+    def newest(self, since: datetime) -> dict[str, dict[str, Window]]:
+        """Return the newest window since a time of each slot of each agent, without its profile."""
         ...
 
     def tallies(self, since: datetime, after: Place | None = None) -> tuple[list[Tally], Place | None]:
@@ -53,7 +56,7 @@ class Telemetry:
     async def start(self) -> None:
         """Read what was reported before."""
         self._totals = await self._runner.run(self._store.totals)
-        self._newest = await self._runner.run(self._store.newest)
+        self._newest = await self._runner.run(self._store.newest, self._clock.now() - _REMEMBERED)
 
     async def report(self, agent_id: str, batch: TelemetryBatch) -> TelemetryAcknowledgement:
         """Commit a batch, once however often it comes, and acknowledge it.

@@ -71,7 +71,8 @@ def test_old_windows_go_in_pieces_and_the_newest_of_a_slot_is_found(store: Telem
     while piece := store.purge(NOON + timedelta(seconds=15)):
         deleted.append(piece)
     assert deleted == [7, 7, 1]
-    assert store.newest()["a-1"]["s"] == window(19, rows=19)
+    assert store.newest(NOON)["a-1"]["s"] == window(19, rows=19)
+    assert store.newest(NOON + timedelta(seconds=20)) == {}
     assert store.totals()["a-1"].rows == sum(range(20))
 
 

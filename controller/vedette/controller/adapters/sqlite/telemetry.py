@@ -115,12 +115,13 @@ class TelemetryStore:
             rows = connection.execute("SELECT * FROM telemetry_totals").fetchall()
         return {row["agent_id"]: Totals(row["rows"], row["flagged"]) for row in rows}
 
-    def newest(self) -> dict[str, dict[str, Window]]:
-        """Return the newest window of each slot of each agent, without its profile."""
+    def newest(self, since: datetime) -> dict[str, dict[str, Window]]:
+        """Return the newest window since a time of each slot of each agent, without its profile."""
         with self._database.transaction() as connection:
             rows = connection.execute(
                 f"SELECT {_COLUMNS} FROM telemetry_windows WHERE id IN "  # noqa: S608 - column names are ours
-                "(SELECT max(id) FROM telemetry_windows GROUP BY agent_id, slot)"
+                "(SELECT max(id) FROM telemetry_windows WHERE at >= ? GROUP BY agent_id, slot)",
+                (microseconds(since),),
             ).fetchall()
         found: dict[str, dict[str, Window]] = {}
         for row in rows:
