@@ -90,13 +90,12 @@ def size(count: float) -> str:
 
 
 def three(value: float) -> str:
-    """Return a number with three figures, thousands apart: ``0.0312``, ``12.4``, ``1,204``."""
+    """Return a number with three figures, thousands apart: ``0.0312``, ``12.4``, ``1,204``, ``1.23e-07``."""
     if value == 0:
         return "0"
     if abs(value) >= 100 or value == int(value):
         return f"{value:,.0f}"
-    text = f"{value:.3g}"
-    return f"{value:.6f}".rstrip("0") if "e" in text else text
+    return f"{value:.3g}"
 
 
 def share(value: float) -> str:
