@@ -21,6 +21,7 @@ from vedette.agent.domain.errors import (
     WorkerTimeout,
 )
 from vedette.agent.domain.slots import MAX_SAVES, SlotRecord
+from vedette.models.assignment import MAX_SLOTS
 from vedette.models.golden import Golden
 from vedette.models.release import Blob, Build, Release, TensorSpec, Tolerance
 from vedette.wire.values import SlotState
@@ -197,12 +198,14 @@ def deep_tree(shelf: tiny_models.Shelf) -> Release:
     return shelf.flow_release(2, model=tiny_models.deep_tree_model())
 
 
+UNFIT = [
+    (wrong_width, r"float32\[-1, 5\], the schema and labels need float32\[-1, 4\]"),
+    (too_new, r"needs onnxruntime >=99, this appliance has \d"),
+]
 BAD = [
-    (wrong_width, InstallCode.MODEL_REFUSED, r"float32\[-1, 5\], the schema and labels need float32\[-1, 4\]"),
     (not_a_model, InstallCode.MODEL_REFUSED, "protobuf"),
     (lying_golden, InstallCode.SELF_TEST_FAILED, "score"),
     (no_golden, InstallCode.MODEL_REFUSED, "tensor file"),
-    (too_new, InstallCode.MODEL_REFUSED, r"needs onnxruntime >=99, this appliance has \d"),
     (deep_tree, InstallCode.WORKER_CRASHED, "SIGSEGV"),
 ]
 
@@ -228,6 +231,21 @@ async def test_a_bad_build_is_refused_quarantined_also_across_a_restart_and_the_
     assert again.code is InstallCode.QUARANTINED
     assert str(code) in again.reason
     assert status.quarantined == (release.builds[0].digest,)
+
+
+@pytest.mark.parametrize(("made", "match"), UNFIT, ids=[str(row[0].__name__) for row in UNFIT])
+async def test_a_release_that_cannot_be_served_is_refused_unread_and_its_bytes_may_come_again(
+    appliance: Appliance, made: Any, match: str
+) -> None:
+    release = made(appliance.shelf)
+    with pytest.raises(InstallFailed, match=match) as caught:
+        await install(appliance, release)
+    assert caught.value.code is InstallCode.MODEL_REFUSED
+    assert appliance.shelf.fetched == []
+    good = appliance.shelf.flow_release(2)
+    assert good.builds[0].digest == release.builds[0].digest
+    await install(appliance, good)
+    assert await version_that_answers(appliance) == 2
 
 
 async def test_a_model_that_hangs_in_its_self_test_is_refused(appliance: Appliance) -> None:
@@ -500,6 +518,39 @@ async def test_a_candidate_no_longer_wanted_is_forgotten(appliance: Appliance) -
     await install(appliance, first)
     (status,) = appliance.serving.statuses()
     assert (status.state, status.candidate) == (SlotState.ACTIVE, None)
+
+
+async def test_a_removed_slot_answers_what_it_was_asked_and_leaves_nothing_behind(appliance: Appliance) -> None:
+    bad = lying_golden(appliance.shelf)
+    await install(appliance, appliance.shelf.flow_release(1))
+    await install_fails(appliance, bad)
+    asked = [asyncio.create_task(version_that_answers(appliance)) for _ in range(20)]
+    await asyncio.sleep(0)
+    await appliance.serving.remove(SLOT)
+    await appliance.serving.remove(SLOT)
+    assert await asyncio.gather(*asked) == [1] * 20
+    with pytest.raises(NoActiveModel):
+        await version_that_answers(appliance)
+    assert (appliance.serving.statuses(), appliance.serving.worker_pids, appliance.state.slots) == ((), (), {})
+    assert list((appliance.blobs / "sha256").iterdir()) == []
+    await appliance.restart()
+    assert (await install_fails(appliance, bad)).code is InstallCode.QUARANTINED
+    await install(appliance, appliance.shelf.flow_release(1))
+    assert await version_that_answers(appliance) == 1
+
+
+async def test_a_status_never_has_more_slots_than_a_message_may_and_names_those_that_serve(
+    appliance: Appliance,
+) -> None:
+    refused = appliance.shelf.flow_release(1, schema=None)
+    for number in range(MAX_SLOTS + 3):
+        model = replace(refused, model=f"a-{number}")
+        with pytest.raises(InstallFailed):
+            await appliance.serving.install(assigned(model, model.model), model, appliance.fetch)
+    await install(appliance, appliance.shelf.flow_release(2))
+    statuses = appliance.serving.statuses()
+    assert [status.slot for status in statuses if status.active] == [SLOT]
+    assert len(statuses) == MAX_SLOTS
 
 
 async def test_a_release_that_is_not_the_assigned_one_is_refused(appliance: Appliance) -> None:

@@ -56,7 +56,7 @@ from vedette.agent.domain.slots import (
     next_step,
     roll_back,
 )
-from vedette.models.assignment import SlotAssignment
+from vedette.models.assignment import MAX_SLOTS, SlotAssignment
 from vedette.models.errors import ModelsError
 from vedette.models.golden import Golden, mismatch
 from vedette.models.profile import LATENCY_EDGES_MS, latency_bin, latency_percentile
@@ -337,10 +337,10 @@ class Serving:
             InstallFailed: It could not be stored; what served serves on.
         """
         found = self._slots.get(slot)
-        if found is None or not found.record.named:
+        if found is None:
             return
         async with found.lock:
-            self._store(found, SlotRecord(slot))
+            self._forget(found)
             if found.settling is not None:
                 found.settling.cancel()
             old, found.model = found.model, None
@@ -377,7 +377,7 @@ class Serving:
         if release.digest != target.release:
             reason = f"the release given is {release.digest}, the assignment names {target.release}"
         if reason is not None:
-            raise self._failed(slot, InstallFailed(InstallCode.MODEL_REFUSED, reason))
+            raise self._failed(slot, InstallFailed(InstallCode.MODEL_REFUSED, reason, blames_build=False))
         for blob in _needed(release, target):
             try:
                 await self._fetch_blob(blob, fetch)
@@ -442,11 +442,19 @@ class Serving:
             raise InstallFailed(_code(exc), str(exc)) from exc
         slot.record = record
 
+    def _forget(self, slot: _Slot) -> None:
+        try:
+            self._store_leftovers()
+            self._state.remove_slot(slot.record.slot)
+        except (DiskFull, StateError) as exc:
+            raise InstallFailed(_code(exc), str(exc)) from exc
+        slot.record = SlotRecord(slot.record.slot)
+
     def _failed(self, slot: _Slot, failed: InstallFailed) -> InstallFailed:
         """Store that the candidate failed, and that its build is bad when the failure says so."""
         candidate = slot.record.candidate
         record = advance(slot.record, Event.FAILED, reason=str(failed))
-        self._store_anyway(slot, record, candidate if failed.code.blames_build else None, str(failed))
+        self._store_anyway(slot, record, candidate if failed.blames_build else None, str(failed))
         self.collect_garbage()
         return failed
 
@@ -498,7 +506,7 @@ class Serving:
         wanted = release.build(build.build)
         reason = misfit(release, wanted, _runtimes(release))
         if wanted is None or reason is not None:
-            raise ModelRefused(reason)
+            raise InstallFailed(InstallCode.MODEL_REFUSED, str(reason), blames_build=False)
         settings = self._settings.worker
         plan = Plan.of(
             release.inputs, release.outputs, max_rows=settings.max_rows, variable_bytes=settings.variable_bytes
@@ -546,7 +554,7 @@ class Serving:
                     logger.warning("slot %s cannot start: %s", build.slot, exc)
                     return False
                 if slot.record.active == build:
-                    self._fall(slot, build, exc.code, exc.reason)
+                    self._fall(slot, build, exc)
                 continue
             if slot.record.active == build and slot.model is None and not self._stopping:
                 slot.model = model
@@ -581,19 +589,19 @@ class Serving:
             text = f"{strike.error} ({len(slot.strikes)} failures in {self._settings.strike_window_s:g} s)"
             slot.model = None
             slot.strikes.clear()
-            self._fall(slot, model.build, code, text)
+            self._fall(slot, model.build, InstallFailed(code, text))
             slot.settling = asyncio.create_task(self._replace(slot, model))
 
     async def _replace(self, slot: _Slot, fallen: ActiveModel) -> None:
         await fallen.runner.abandon()
         await self._settle(slot)
 
-    def _fall(self, slot: _Slot, build: SlotAssignment, code: InstallCode, text: str) -> None:
+    def _fall(self, slot: _Slot, build: SlotAssignment, failed: InstallFailed) -> None:
         """Store that the active build is not to run any more and that the previous one is active."""
-        reason = f"{code}: {text}"
-        logger.error("%s:%d falls: %s", build.model, build.version, reason)
-        self._store_anyway(slot, roll_back(slot.record, reason), build if code.blames_build else None, reason)
-        self._emit(EventKind.FELL_BACK, slot, build, code, text)
+        logger.error("%s:%d falls: %s", build.model, build.version, failed)
+        record = roll_back(slot.record, str(failed))
+        self._store_anyway(slot, record, build if failed.blames_build else None, str(failed))
+        self._emit(EventKind.FELL_BACK, slot, build, failed.code, failed.reason)
 
     def _release(self, digest: str) -> Release:
         """Return a stored release.
@@ -628,8 +636,10 @@ class Serving:
         return self.blobs.collect(keep)
 
     def statuses(self) -> tuple[SlotStatus, ...]:
-        """Return how every slot stands."""
-        return tuple(self._status(slot) for slot in self._slots.values())
+        """Return how every slot stands that has, or failed to get, a build; at most MAX_SLOTS, serving first."""
+        known = [slot for slot in self._slots.values() if slot.record != SlotRecord(slot.record.slot)]
+        known.sort(key=lambda slot: (not slot.record.named, slot.record.slot))
+        return tuple(self._status(slot) for slot in known[:MAX_SLOTS])
 
     def _status(self, slot: _Slot) -> SlotStatus:
         record, model = slot.record, slot.model

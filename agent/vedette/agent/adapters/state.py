@@ -34,6 +34,11 @@ from vedette.wire.values import SlotState
 RESERVE_BYTES = 1024 * 1024
 """Enough for SQLite's log and index of some hundred small transactions."""
 
+_DROP_UNNAMED_RELEASES = (
+    "DELETE FROM releases WHERE digest NOT IN (SELECT json_extract(build, '$.release') FROM"
+    " (SELECT active AS build FROM slots UNION SELECT previous FROM slots UNION SELECT candidate FROM slots)"
+    " WHERE build IS NOT NULL)"
+)
 _SHM_BYTES = 32 * 1024
 """Of SQLite's index file, which every opening makes anew."""
 
@@ -292,6 +297,13 @@ class State:
             connection.execute("INSERT OR IGNORE INTO quarantine VALUES (?, ?, ?)", (build, reason, time_text(since)))
             _save_slot(connection, record)
 
+    @_again_when_full
+    def remove_slot(self, name: str) -> None:
+        """Forget a slot, there or not; what is quarantined stays so."""
+        with self.transaction() as connection:
+            connection.execute("DELETE FROM slots WHERE slot = ?", (name,))
+            connection.execute(_DROP_UNNAMED_RELEASES)
+
     def release(self, digest: str) -> bytes | None:
         """Return the canonical bytes of a release that a slot names."""
         row = self._one("SELECT body FROM releases WHERE digest = ?", digest)
@@ -401,11 +413,7 @@ def _save_slot(connection: sqlite3.Connection, record: SlotRecord) -> None:
     builds = [_build_text(build) for build in (record.active, record.previous, record.candidate)]
     values = (record.slot, *builds, record.stage.value, record.saves, record.reason)
     connection.execute("INSERT OR REPLACE INTO slots VALUES (?, ?, ?, ?, ?, ?, ?)", values)
-    connection.execute(
-        "DELETE FROM releases WHERE digest NOT IN (SELECT json_extract(build, '$.release') FROM"
-        " (SELECT active AS build FROM slots UNION SELECT previous FROM slots UNION SELECT candidate FROM slots)"
-        " WHERE build IS NOT NULL)"
-    )
+    connection.execute(_DROP_UNNAMED_RELEASES)
 
 
 def _build_text(build: SlotAssignment | None) -> str | None:

@@ -96,9 +96,14 @@ _BUILD_FAULTS = frozenset(
 
 
 class InstallFailed(AgentError):
-    """A candidate did not become active; what served before serves on."""
+    """A candidate did not become active; what served before serves on.
 
-    def __init__(self, code: InstallCode, reason: str) -> None:
+    ``blames_build`` is the code's, unless only the release's words were judged: those are cheap to judge again, and the
+    same bytes may come with better ones, or the appliance with a newer runtime.
+    """
+
+    def __init__(self, code: InstallCode, reason: str, *, blames_build: bool | None = None) -> None:
         super().__init__(f"{code}: {reason}")
         self.code = code
         self.reason = reason
+        self.blames_build = code.blames_build if blames_build is None else blames_build
