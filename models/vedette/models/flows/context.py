@@ -26,7 +26,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from vedette.models.flows.hashing import Keys
+from vedette.models.flows.hashing import Keys, begins
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -221,8 +221,8 @@ class Table:
         """Give each new entry a place in its set: the longest unused first, never one that this tick uses."""
         order = np.argsort(left, kind="stable")
         sets = left[order]
-        begins = np.r_[True, sets[1:] != sets[:-1]]
-        rank = np.arange(len(sets)) - np.maximum.accumulate(np.where(begins, np.arange(len(sets)), 0))
+        place = np.arange(len(sets))
+        rank = place - np.maximum.accumulate(np.where(begins(sets), place, 0))
         used_left, used_right = self._used[sets], self._used[sets + 1]
         free = (used_left != self._round).astype(np.int64) + (used_right != self._round)
         oldest = sets + (used_right < used_left)
@@ -288,10 +288,10 @@ def _grouped(keys: Keys) -> tuple[Keys, Ints]:
     keys = np.maximum(keys, np.uint64(1))  # 0 marks an empty place
     order = np.argsort(keys)
     ordered = keys[order]
-    begins = np.r_[True, ordered[1:] != ordered[:-1]]
+    first = begins(ordered)
     entry = np.empty(len(keys), np.int64)
-    entry[order] = np.cumsum(begins) - 1
-    return ordered[begins], entry
+    entry[order] = np.cumsum(first) - 1
+    return ordered[first], entry
 
 
 def _totals(entry: Ints, amounts: Floats, entries: int) -> Floats:

@@ -37,6 +37,9 @@ _FUTURE_MS = 60_000  # and one that ended so long after it as future
 Numbers = npt.NDArray[np.int64]
 
 
+_NOTHING: tuple[FlowRecords, Numbers] = (empty(), np.zeros(0, np.int64))
+
+
 @dataclass(frozen=True, slots=True)
 class Limits:
     """What an extractor may hold."""
@@ -87,7 +90,7 @@ class _Exporter:
     context: Context
     open: list[tuple[FlowRecords, Numbers]] = field(default_factory=list)
     opened: int = 0
-    held: tuple[FlowRecords, Numbers] = field(default_factory=lambda: (empty(), np.zeros(0, np.int64)))
+    held: tuple[FlowRecords, Numbers] = _NOTHING
     shown_before: int = 0  # records with smaller numbers have gone out already
 
     @property
@@ -207,14 +210,12 @@ class FlowExtractor:
 
     def _close(self, exporter: _Exporter, done: list[FlowBatch]) -> None:
         """Stitch, add to the context and hand out what the open tick and the waiting halves hold."""
-        parts = [exporter.held, *exporter.open]
         waited = len(exporter.held[0])
-        records = np.concatenate([part[0] for part in parts])
-        numbers = np.concatenate([part[1] for part in parts])
-        exporter.open, exporter.opened = [], 0
-        exporter.held = (records[:0], numbers[:0])
-        if len(records) == 0:
+        parts = [exporter.held, *exporter.open] if waited else exporter.open
+        exporter.open, exporter.opened, exporter.held = [], 0, _NOTHING
+        if not parts:
             return
+        records, numbers = parts[0] if len(parts) == 1 else (np.concatenate(both) for both in zip(*parts, strict=True))
         made = stitch(records)
         waits = (made.second < 0) & (made.first >= waited) & ~records["bidirectional"][made.first]
         if waits.any():

@@ -45,3 +45,11 @@ def source_keys(flows: FlowRecords) -> Keys:
 def destination_keys(flows: FlowRecords) -> Keys:
     """Return the key of each destination address; equal addresses have the key that :func:`source_keys` gives."""
     return join(mix(flows["dst_hi"]), flows["dst_lo"])
+
+
+def begins(ordered: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
+    """Tell which of some sorted values are the first of their kind. Shape (values,)."""
+    first = np.empty(len(ordered), np.bool_)
+    first[:1] = True
+    np.not_equal(ordered[1:], ordered[:-1], out=first[1:])
+    return first

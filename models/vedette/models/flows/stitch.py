@@ -24,7 +24,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from vedette.models.flows.hashing import destination_keys, join, mix, source_keys
+from vedette.models.flows.hashing import begins, destination_keys, join, mix, source_keys
 from vedette.models.flows.records import FlowRecords
 
 MAX_GAP_MS = 2_000
@@ -109,13 +109,14 @@ def pair_halves(records: FlowRecords) -> Rows:
     key = (mix(left + right) ^ mix(halves["proto"])) & ~np.uint64(1)
     order = np.argsort(key | backward, kind="stable")
     key, backward = key[order], backward[order]
-    begins = np.flatnonzero(np.r_[True, key[1:] != key[:-1]])
-    group = np.repeat(np.arange(len(begins)), np.diff(np.r_[begins, len(key)]))
-    forwards = np.bincount(group, weights=~backward, minlength=len(begins)).astype(np.int64)
-    ends = np.r_[begins[1:], len(key)]
-    rank = np.arange(len(key)) - begins[group]
+    first = begins(key)
+    group = np.cumsum(first) - 1
+    starts = np.flatnonzero(first)
+    ends = np.append(starts[1:], len(key))
+    forwards = np.bincount(group[~backward], minlength=len(starts))
+    rank = np.arange(len(key)) - starts[group]
     other = np.flatnonzero(~backward)
-    match = begins[group[other]] + forwards[group[other]] + rank[other]
+    match = starts[group[other]] + forwards[group[other]] + rank[other]
     has = match < ends[group[other]]
     ahead, back = order[other[has]], order[match[has]]
     agree = _are_halves(halves, ahead, back)
