@@ -9,8 +9,8 @@ import sys
 from datetime import datetime
 from pathlib import Path
 
-from vedette.controller.adapters.sqlite.runs import NewRun, RunStore
-from vedette.controller.domain.runs import RunRecord
+from vedette.controller.adapters.sqlite.runs import RunStore
+from vedette.controller.domain.runs import NewRun, RunRecord
 
 from tests.support.learning import data_room
 

@@ -17,6 +17,7 @@ from vedette.controller.adapters.sqlite import datasets as dataset_store
 from vedette.controller.adapters.sqlite import registry as registry_store
 from vedette.controller.adapters.sqlite import runs as run_store
 from vedette.controller.adapters.sqlite.database import Database
+from vedette.controller.adapters.uploads import receive
 from vedette.controller.services.datasets import DatasetService
 from vedette.controller.services.registry import RegistryService
 from vedette.controller.services.runs import RunService
@@ -51,6 +52,7 @@ class StepClock:
 class DataRoom:
     """The stores and the service of one controller's data."""
 
+    database: Database
     shop: Workshop
     service: DatasetService
     registry: RegistryService
@@ -60,11 +62,11 @@ class DataRoom:
 
     @property
     def blobs(self) -> BlobStore:
-        return self.shop.blobs
+        return BlobStore(self.root / "blobs")
 
     @property
     def store(self) -> dataset_store.DatasetStore:
-        return dataset_store.DatasetStore(self.shop.database)
+        return dataset_store.DatasetStore(self.database)
 
     async def data(self, dataset: str, content: bytes | Path, file_format: str, name: str = "") -> DataImport:
         raw = _raw(content)
@@ -109,12 +111,19 @@ def data_room(
         for migrations in (dataset_store.MIGRATIONS, run_store.MIGRATIONS, registry_store.MIGRATIONS):
             database.migrate(migrations)
         shop = Workshop(
-            database, BlobStore(root / "blobs"), Children(), root / "staging", root / "runs", StepClock()
-        )  # fmt: skip
+            runner=database,
+            blobs=BlobStore(root / "blobs"),
+            children=Children(),
+            trainers=Children(at_once=1),
+            receive=receive,
+            staging=root / "staging",
+            runs=root / "runs",
+            clock=StepClock(),
+        )
         store = registry_store.RegistryStore(database, KEY)
-        service = DatasetService(shop, max_upload_bytes=max_upload_bytes)
+        service = DatasetService(shop, dataset_store.DatasetStore(database), max_upload_bytes=max_upload_bytes)
         registry = RegistryService(shop, store)
-        made = (runs or run_store.RunStore)(database)
-        yield DataRoom(shop, service, registry, store, RunService(shop, service, registry, SHELF, store=made), root)
+        trained = RunService(shop, service, registry, SHELF, (runs or run_store.RunStore)(database))
+        yield DataRoom(database, shop, service, registry, store, trained, root)
     finally:
         database.close()

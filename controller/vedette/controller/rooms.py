@@ -10,13 +10,15 @@ from pathlib import Path
 
 from vedette.controller.adapters.blobs import BlobStore, typed_os_error
 from vedette.controller.adapters.certifier import AuthorityCertifier
-from vedette.controller.adapters.children import ChildLimits, Children
+from vedette.controller.adapters.children import Children
 from vedette.controller.adapters.initialise import BLOBS
 from vedette.controller.adapters.keys import KeyRing
 from vedette.controller.adapters.recipes_loader import RecipeShelf, recipes_folder
 from vedette.controller.adapters.sqlite import agents, datasets, registry, rollouts, runs, telemetry, tokens
 from vedette.controller.adapters.sqlite.database import Database, Migration
+from vedette.controller.adapters.uploads import receive
 from vedette.controller.domain.clock import Clock
+from vedette.controller.domain.jobs import ChildLimits
 from vedette.controller.services.artifacts import Artifacts
 from vedette.controller.services.datasets import DatasetService
 from vedette.controller.services.drift import DriftService
@@ -110,6 +112,7 @@ def furnish(
     workshop = _workshop(settings.data_dir, database, blobs, clock)
     data = DatasetService(
         workshop,
+        datasets.DatasetStore(database),
         limits=ChildLimits(
             memory_bytes=settings.import_memory_bytes, memory_setting="import.memory", deadline_s=_LONGEST_IMPORT_S
         ),
@@ -150,6 +153,7 @@ def furnish(
             data,
             models,
             RecipeShelf(recipes_folder()),
+            runs.RunStore(database),
             limits=ChildLimits(memory_bytes=settings.training_memory_bytes),
         ),
         rollouts=RolloutService(
@@ -181,4 +185,13 @@ def _workshop(data_dir: Path, database: Database, blobs: BlobStore, clock: Clock
             folder.mkdir(mode=0o700, exist_ok=True)
     except OSError as exc:
         raise typed_os_error(exc, staging) from exc
-    return Workshop(database=database, blobs=blobs, children=Children(), staging=staging, runs=kept, clock=clock)
+    return Workshop(
+        runner=database,
+        blobs=blobs,
+        children=Children(),
+        trainers=Children(at_once=1),
+        receive=receive,
+        staging=staging,
+        runs=kept,
+        clock=clock,
+    )

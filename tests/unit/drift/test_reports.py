@@ -131,7 +131,7 @@ async def service(room: DataRoom, rows: list[Any], *, versions: int = 1) -> tupl
     for place, row in enumerate(rows, 1):
         row.id = place
     telemetry = Telemetry(rows, [])
-    made = DriftService(room.shop.database, telemetry, room.versions, room.blobs, Fleet(), StepClock())
+    made = DriftService(room.database, telemetry, room.versions, room.blobs, Fleet(), StepClock())
     return made, telemetry
 
 

@@ -217,7 +217,7 @@ async def test_unknown_names_lead_to_the_nearest(room: DataRoom) -> None:
 
 async def test_release_of_another_key_is_not_trusted(room: DataRoom) -> None:
     await room.model("plain", PLAIN)
-    other = RegistryStore(room.shop.database, SigningKey.generate())
+    other = RegistryStore(room.database, SigningKey.generate())
     with pytest.raises(Refused) as caught:
         other.release("plain:1")
     assert caught.value.code == "release-unsigned"

@@ -12,8 +12,9 @@ from typing import Any
 
 import psutil
 import pytest
-from vedette.controller.adapters.children import ChildLimits, Children, JobCrashed, Log
+from vedette.controller.adapters.children import Children
 from vedette.controller.domain.errors import Refused
+from vedette.controller.domain.jobs import ChildLimits, JobCrashed, Log
 
 JOB = "tests.support.jobs"
 ROOT = Path(__file__).parents[3]
@@ -127,7 +128,8 @@ async def test_no_more_children_run_at_once_than_there_are_places(tmp_path: Path
 PARENT = """
 import asyncio, sys
 from pathlib import Path
-from vedette.controller.adapters.children import ChildLimits, Children
+from vedette.controller.adapters.children import Children
+from vedette.controller.domain.jobs import ChildLimits
 asyncio.run(Children().run(sys.argv[1], Path(sys.argv[2]), {"do": "wait"}, limits=ChildLimits(),
             follow=lambda _, step: print(step, flush=True)))
 """

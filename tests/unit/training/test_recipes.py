@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 from vedette.controller.adapters.recipes_loader import (
     RecipeShelf,
-    check_parameters,
     recipe_names,
     recipes_folder,
 )
 from vedette.controller.domain.errors import InvalidInput, NotFound
+from vedette.controller.domain.runs import check_parameters
 
 from tests.support.learning import SHELF
 

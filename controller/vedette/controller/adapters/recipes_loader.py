@@ -6,7 +6,6 @@ Only their descriptions are read here; their code is loaded by the training chil
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
 
@@ -66,22 +65,3 @@ class RecipeShelf:
                 return RecipeSpec.from_bytes(file.read(MAX_RECIPE_BYTES + 1))
         except (OSError, RecipeError) as exc:
             raise InvalidInput("bad-recipe", f"recipe {name} is broken", str(exc)) from exc
-
-
-def check_parameters(spec: RecipeSpec, given: Mapping[str, str]) -> None:
-    """Judge what was set before anything runs.
-
-    Raises:
-        InvalidInput: A name is unknown (the nearest is named), or a value is of the wrong type or out of range.
-    """
-    known = [parameter.name for parameter in spec.parameters]
-    strange = next((name for name in given if name not in known), None)
-    if strange is not None:
-        near = difflib.get_close_matches(strange, known, n=1)
-        why = f"did you mean {near[0]}?" if near else f"known are {', '.join(known) or 'none'}"
-        what = f"recipe {spec.name} has no parameter {strange[:80]!r}"
-        raise InvalidInput("parameter-unknown", what, why, f"vedette train {spec.name} --help")
-    try:
-        spec.resolve(given)
-    except RecipeError as exc:
-        raise InvalidInput("bad-parameter", "a parameter does not fit", str(exc), f"vedette train {spec.name}") from exc

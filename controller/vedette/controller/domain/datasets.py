@@ -99,6 +99,24 @@ Columns = tuple[tuple[str, str], ...]
 """Names and types of a table, in order."""
 
 
+@dataclass(frozen=True, slots=True)
+class Form:
+    """What every import of a dataset must have."""
+
+    kind: str
+    columns: Columns
+    file_format: str  # of the first import; later ones may differ
+
+
+@dataclass(frozen=True, slots=True)
+class Contents:
+    """What a snapshot would hold now."""
+
+    form: Form
+    parts: tuple[Part, ...]
+    windows: tuple[LabelWindow, ...]
+
+
 def check_same_form(dataset: str, kind: str, columns: Columns, new_kind: str, new_columns: Columns) -> None:
     """Let an import join a dataset only when it has the form of what is there.
 

@@ -17,11 +17,14 @@ Rules of this file:
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from enum import StrEnum
 
+from vedette.controller.domain.errors import InvalidInput
+from vedette.models.recipes import RecipeError, RecipeSpec
 from vedette.wire.views import Run, RunState
 
 MAX_STARTS = 3
@@ -57,6 +60,16 @@ SHARE = {RunState.QUEUED: 0.0, RunState.TRAINING: 0.02, RunState.CONVERTING: 0.8
 
 class ImpossibleStep(Exception):
     """An event happened in a state that knows no such event."""
+
+
+@dataclass(frozen=True, slots=True)
+class NewRun:
+    """What somebody asks to be trained."""
+
+    recipe: str
+    snapshot: str
+    model: str
+    parameters: Mapping[str, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,3 +145,22 @@ def view(record: RunRecord, *, fraction: float, doing: str, log_tail: tuple[str,
         ended=record.ended,
         log_tail=log_tail,
     )
+
+
+def check_parameters(spec: RecipeSpec, given: Mapping[str, str]) -> None:
+    """Judge what was set before anything runs.
+
+    Raises:
+        InvalidInput: A name is unknown (the nearest is named), or a value is of the wrong type or out of range.
+    """
+    known = [parameter.name for parameter in spec.parameters]
+    strange = next((name for name in given if name not in known), None)
+    if strange is not None:
+        near = difflib.get_close_matches(strange, known, n=1)
+        why = f"did you mean {near[0]}?" if near else f"known are {', '.join(known) or 'none'}"
+        what = f"recipe {spec.name} has no parameter {strange[:80]!r}"
+        raise InvalidInput("parameter-unknown", what, why, f"vedette train {spec.name} --help")
+    try:
+        spec.resolve(given)
+    except RecipeError as exc:
+        raise InvalidInput("bad-parameter", "a parameter does not fit", str(exc), f"vedette train {spec.name}") from exc

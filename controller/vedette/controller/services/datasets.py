@@ -8,18 +8,18 @@ from __future__ import annotations
 
 import asyncio
 import tempfile
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-from vedette.controller.adapters.children import ChildLimits
-from vedette.controller.adapters.sqlite.datasets import DatasetStore, Form
-from vedette.controller.adapters.uploads import receive
 from vedette.controller.domain import datasets, labels
-from vedette.controller.domain.datasets import Counted, Manifest, Part
+from vedette.controller.domain.datasets import Contents, Counted, Form, Manifest, Part
 from vedette.controller.domain.errors import InvalidInput
-from vedette.controller.services.workshop import Workshop
+from vedette.controller.domain.jobs import ChildLimits
+from vedette.controller.domain.labels import LabelWindow
+from vedette.controller.services.workshop import Pieces, Workshop
 from vedette.models.documents import digest_of
 from vedette.wire.views import DataImport, Dataset, LabelImport, Snapshot
 
@@ -27,7 +27,69 @@ MAX_UPLOAD_BYTES = 2 << 30
 _MAX_FILE_NAME = 256
 _PART_FILE = "part.parquet"
 
-Pieces = AsyncIterator[bytes]
+
+class Datasets(Protocol):
+    """Keeps datasets. Methods run in the database's thread; each is one transaction."""
+
+    def form(self, dataset: str) -> Form | None:
+        """Return the form of a dataset, or None while there is none of that name."""
+        ...
+
+    def find_import(self, dataset: str, file_digest: str) -> DataImport | None:
+        """Return what an earlier import of the same bytes gave, marked as already there."""
+        ...
+
+    def add_import(self, dataset: str, form: Form, part: Part, reasons: Mapping[str, int], now: datetime) -> DataImport:
+        """Store an import, and the dataset with its first one. The same bytes again add nothing.
+
+        Raises:
+            Refused: It does not have the dataset's form, or there are too many already.
+        """
+        ...
+
+    def add_labels(
+        self, dataset: str, file_name: str, file_digest: str, windows: Sequence[LabelWindow], now: datetime
+    ) -> LabelImport:
+        """Store a label file's windows; they add to those of earlier files. The same bytes again add nothing.
+
+        Raises:
+            NotFound: There is no such dataset.
+            Refused: The dataset is a table.
+            LabelFileError: The dataset would have too many windows.
+        """
+        ...
+
+    def contents(self, dataset: str) -> Contents:
+        """Return what a snapshot taken now would hold.
+
+        Raises:
+            NotFound: There is no such dataset.
+        """
+        ...
+
+    def add_snapshot(self, manifest: Manifest, now: datetime) -> Snapshot:
+        """Store a snapshot and return it; the same content is the snapshot it already was."""
+        ...
+
+    def snapshot(self, dataset: str, number: int) -> tuple[Snapshot, Manifest]:
+        """Return a snapshot as people see it and its manifest.
+
+        Raises:
+            NotFound: There is none of that name.
+        """
+        ...
+
+    def datasets(self) -> tuple[Dataset, ...]:
+        """Return all datasets by name, in short."""
+        ...
+
+    def dataset(self, name: str) -> Dataset:
+        """Return one dataset, whole.
+
+        Raises:
+            NotFound: There is none of that name.
+        """
+        ...
 
 
 class DatasetService:
@@ -35,15 +97,21 @@ class DatasetService:
 
     Args:
         workshop: Where the work is done.
+        store: Keeps what is known of datasets.
         limits: Of one child.
         max_upload_bytes: Of one file, as uploaded and decompressed.
     """
 
     def __init__(
-        self, workshop: Workshop, *, limits: ChildLimits | None = None, max_upload_bytes: int = MAX_UPLOAD_BYTES
+        self,
+        workshop: Workshop,
+        store: Datasets,
+        *,
+        limits: ChildLimits | None = None,
+        max_upload_bytes: int = MAX_UPLOAD_BYTES,
     ) -> None:
         self._shop = workshop
-        self._store = DatasetStore(workshop.database)
+        self._store = store
         self._limits = limits or ChildLimits(memory_bytes=1536 << 20, memory_setting="import.memory", deadline_s=3600)
         self._max_upload_bytes = max_upload_bytes
 
@@ -70,8 +138,8 @@ class DatasetService:
         name = safe_file_name(file_name)
         with self._job_folder() as folder:
             upload = folder / "upload"
-            digest = await receive(pieces, upload, total, self._max_upload_bytes)
-            known = await self._shop.database.run(self._store.find_import, dataset, digest)
+            digest = await self._shop.receive(pieces, upload, total, self._max_upload_bytes)
+            known = await self._shop.runner.run(self._store.find_import, dataset, digest)
             if known is not None:
                 return known
             said = await self._parse(dataset, file_format, name, upload)
@@ -80,10 +148,10 @@ class DatasetService:
         part = Part(name, digest, blob.digest, blob.size, said["rows"], said["first_ms"], said["last_ms"], exporters)
         form = Form(said["kind"], tuple((column, kind) for column, kind in said["columns"]), file_format)
         now = self._shop.clock.now()
-        return await self._shop.database.run(self._store.add_import, dataset, form, part, said["reasons"], now)
+        return await self._shop.runner.run(self._store.add_import, dataset, form, part, said["reasons"], now)
 
     async def _parse(self, dataset: str, file_format: str, name: str, upload: Path) -> dict[str, Any]:
-        form = await self._shop.database.run(self._store.form, dataset)
+        form = await self._shop.runner.run(self._store.form, dataset)
         arguments = {
             "file": str(upload),
             "format": file_format,
@@ -107,11 +175,11 @@ class DatasetService:
         """
         with self._job_folder() as folder:
             upload = folder / "upload"
-            await receive(pieces, upload, total, labels.MAX_LABEL_FILE_BYTES)
+            await self._shop.receive(pieces, upload, total, labels.MAX_LABEL_FILE_BYTES)
             data = upload.read_bytes()
         windows = labels.parse_label_file(data)
         now, name = self._shop.clock.now(), safe_file_name(file_name)
-        return await self._shop.database.run(self._store.add_labels, dataset, name, digest_of(data), windows, now)
+        return await self._shop.runner.run(self._store.add_labels, dataset, name, digest_of(data), windows, now)
 
     async def create_snapshot(self, dataset: str) -> Snapshot:
         """Fix what a dataset holds now; the same content gives the snapshot it already was.
@@ -119,7 +187,7 @@ class DatasetService:
         Raises:
             NotFound: There is no such dataset.
         """
-        contents = await self._shop.database.run(self._store.contents, dataset)
+        contents = await self._shop.runner.run(self._store.contents, dataset)
         arguments = {
             "kind": contents.form.kind,
             "parts": [[str(self._shop.blobs.path(part.digest)), part.file_name] for part in contents.parts],
@@ -138,7 +206,7 @@ class DatasetService:
             labels=counted.labels,
             findings=datasets.findings(counted, contents.windows, labels.BENIGN),
         )
-        return await self._shop.database.run(self._store.add_snapshot, manifest, self._shop.clock.now())
+        return await self._shop.runner.run(self._store.add_snapshot, manifest, self._shop.clock.now())
 
     async def snapshot(self, name: str) -> tuple[Snapshot, Manifest]:
         """Return a snapshot by ``DATASET@N``.
@@ -147,7 +215,7 @@ class DatasetService:
             InvalidInput: The name has another form.
             NotFound: There is none of that name.
         """
-        return await self._shop.database.run(self._store.snapshot, *datasets.parse_snapshot_name(name))
+        return await self._shop.runner.run(self._store.snapshot, *datasets.parse_snapshot_name(name))
 
     async def dataset(self, name: str) -> Dataset:
         """Return one dataset, whole.
@@ -155,11 +223,11 @@ class DatasetService:
         Raises:
             NotFound: There is none of that name.
         """
-        return await self._shop.database.run(self._store.dataset, name)
+        return await self._shop.runner.run(self._store.dataset, name)
 
     async def datasets(self) -> tuple[Dataset, ...]:
         """Return all datasets by name, in short."""
-        return await self._shop.database.run(self._store.datasets)
+        return await self._shop.runner.run(self._store.datasets)
 
     @contextmanager
     def _job_folder(self) -> Iterator[Path]:

@@ -9,13 +9,13 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Protocol
 
-from vedette.controller.adapters.blobs import BlobStore
 from vedette.controller.domain import drift
 from vedette.controller.domain.clock import Clock
 from vedette.controller.domain.desired import FleetView
 from vedette.controller.domain.drift import Observed
 from vedette.controller.domain.errors import InvalidInput
 from vedette.controller.services.ports import Runner
+from vedette.controller.services.workshop import Blobs
 from vedette.models.profile import DataProfile, ProfileError, ReferenceProfile
 from vedette.models.release import Release
 from vedette.models.tensors import MAX_TENSOR_FILE_BYTES
@@ -91,7 +91,7 @@ class DriftService:
     runner: Runner
     telemetry: ProfileLog
     registry: ReleaseLog
-    blobs: BlobStore
+    blobs: Blobs
     fleet: FleetView
     clock: Clock
     _references: dict[str, ReferenceProfile] = field(default_factory=dict)

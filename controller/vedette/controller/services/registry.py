@@ -6,18 +6,17 @@ import asyncio
 import logging
 import tempfile
 from collections.abc import Sequence
+from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-from vedette.controller.adapters.children import ChildLimits, JobCrashed
-from vedette.controller.adapters.sqlite.registry import RegistryStore
-from vedette.controller.adapters.uploads import receive
 from vedette.controller.domain import registry
 from vedette.controller.domain.errors import Refused
+from vedette.controller.domain.jobs import ChildLimits, JobCrashed
 from vedette.controller.domain.model_gate import GateLimits, Port
 from vedette.controller.domain.registry import Draft
-from vedette.controller.services.datasets import Pieces, safe_file_name
-from vedette.controller.services.workshop import Workshop
+from vedette.controller.services.datasets import safe_file_name
+from vedette.controller.services.workshop import Pieces, Workshop
 from vedette.models.flows.features import FLOW_SCHEMA
 from vedette.models.release import Build
 from vedette.wire.views import Version
@@ -25,16 +24,45 @@ from vedette.wire.views import Version
 logger = logging.getLogger(__name__)
 
 
+class Versions(Protocol):
+    """Keeps versions. Methods run in the database's thread; each is one transaction."""
+
+    def add(self, draft: Draft, source: str, now: datetime) -> Version:
+        """Give a draft its number, sign it and store it; a source that is registered returns what it became.
+
+        Raises:
+            Refused: The model has versions of another kind.
+        """
+        ...
+
+    def version(self, name: str) -> Version:
+        """Return a version by ``MODEL:N``.
+
+        Raises:
+            InvalidInput: The name has another form.
+            NotFound: There is none of that name.
+        """
+        ...
+
+    def versions(self, model: str = "") -> tuple[Version, ...]:
+        """Return the versions of a model, or of all, newest first within each.
+
+        Raises:
+            NotFound: There is no model of that name.
+        """
+        ...
+
+
 class RegistryService:
     """Everything the CLI does with versions. All methods belong to the controller's event loop.
 
     Args:
         workshop: Where the work is done.
-        store: Over the same database.
+        store: Keeps and signs versions.
         limits: Of the child that tries a model; about what an agent gives its worker.
     """
 
-    def __init__(self, workshop: Workshop, store: RegistryStore, *, limits: ChildLimits | None = None) -> None:
+    def __init__(self, workshop: Workshop, store: Versions, *, limits: ChildLimits | None = None) -> None:
         self._shop = workshop
         self._store = store
         self._limits = limits or ChildLimits(memory_bytes=1 << 30, memory_setting="registry.memory", deadline_s=60)
@@ -58,7 +86,7 @@ class RegistryService:
         with tempfile.TemporaryDirectory(dir=self._shop.staging, prefix="model-") as made:
             folder = Path(made)
             upload = folder / "upload"
-            digest = await receive(pieces, upload, total, GateLimits().file_bytes)
+            digest = await self._shop.receive(pieces, upload, total, GateLimits().file_bytes)
             said = await self._inspect(upload)
             build, golden = await asyncio.gather(
                 asyncio.to_thread(self._shop.blobs.put_file, folder / "model.onnx"),
@@ -89,7 +117,7 @@ class RegistryService:
         Raises:
             Refused: The model has versions of another kind.
         """
-        version = await self._shop.database.run(self._store.add, draft, source, self._shop.clock.now())
+        version = await self._shop.runner.run(self._store.add, draft, source, self._shop.clock.now())
         logger.info("version %s is registered (release %s)", version.version, version.digest)
         return version
 
@@ -100,7 +128,7 @@ class RegistryService:
             InvalidInput: The name has another form.
             NotFound: There is none of that name.
         """
-        return await self._shop.database.run(self._store.version, name)
+        return await self._shop.runner.run(self._store.version, name)
 
     async def versions(self, model: str = "") -> tuple[Version, ...]:
         """Return the versions of a model, or of all, newest first within each.
@@ -108,7 +136,7 @@ class RegistryService:
         Raises:
             NotFound: There is no model of that name.
         """
-        return await self._shop.database.run(self._store.versions, model)
+        return await self._shop.runner.run(self._store.versions, model)
 
     async def _inspect(self, upload: Path) -> dict[str, Any]:
         job = "vedette.controller.jobs.inspect_model"

@@ -13,20 +13,20 @@ import logging
 import shutil
 from collections.abc import AsyncIterator, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-from vedette.controller.adapters.children import ChildLimits, Children, Log
-from vedette.controller.adapters.recipes_loader import RecipeShelf, check_parameters
-from vedette.controller.adapters.sqlite.runs import NewRun, RunStore
 from vedette.controller.domain import datasets, registry, runs
 from vedette.controller.domain.errors import ControllerError, Refused
+from vedette.controller.domain.jobs import ChildLimits, Log
 from vedette.controller.domain.registry import Draft
-from vedette.controller.domain.runs import RunEvent, RunRecord
+from vedette.controller.domain.runs import NewRun, RunEvent, RunRecord, check_parameters
 from vedette.controller.jobs import harness
 from vedette.controller.services.datasets import DatasetService
 from vedette.controller.services.registry import RegistryService, ports
 from vedette.controller.services.workshop import Workshop
+from vedette.models.recipes import RecipeSpec
 from vedette.models.release import Build
 from vedette.models.schema import FeatureSchema
 from vedette.models.version import __version__
@@ -67,6 +67,52 @@ class _Live:
         self.changed = asyncio.Event()
 
 
+class Runs(Protocol):
+    """Keeps runs. Methods run in the database's thread; each is one transaction."""
+
+    def add(self, new: NewRun, now: datetime) -> RunRecord:
+        """Store a new run, queued, and return it with its name."""
+        ...
+
+    def save(self, record: RunRecord) -> None:
+        """Store what may change of a run."""
+        ...
+
+    def get(self, run: str) -> RunRecord:
+        """Return a run by name.
+
+        Raises:
+            NotFound: There is none of that name.
+        """
+        ...
+
+    def all(self) -> tuple[RunRecord, ...]:
+        """Return the newest runs, newest first."""
+        ...
+
+    def unfinished(self) -> tuple[RunRecord, ...]:
+        """Return the runs that have not ended, oldest first."""
+        ...
+
+
+class Recipes(Protocol):
+    """The recipes of this installation."""
+
+    @property
+    def folder(self) -> Path:
+        """Where each has a folder of its name."""
+        ...
+
+    def spec(self, name: str) -> RecipeSpec:
+        """Return a recipe's description.
+
+        Raises:
+            NotFound: There is none of that name; the message names the nearest.
+            InvalidInput: Its description is broken.
+        """
+        ...
+
+
 class RunService:
     """Everything the CLI does with runs. All methods belong to the controller's event loop.
 
@@ -75,8 +121,8 @@ class RunService:
         data: Gives snapshots.
         versions: Registers what was trained.
         shelf: Of recipes.
+        store: Keeps runs.
         limits: Of the training child.
-        store: Of runs, over the workshop's database.
     """
 
     def __init__(
@@ -84,18 +130,17 @@ class RunService:
         workshop: Workshop,
         data: DatasetService,
         versions: RegistryService,
-        shelf: RecipeShelf,
+        shelf: Recipes,
+        store: Runs,
         *,
         limits: ChildLimits | None = None,
-        store: RunStore | None = None,
     ) -> None:
         self._shop = workshop
         self._data = data
         self._versions = versions
         self._shelf = shelf
         self._limits = limits or ChildLimits()
-        self._store = store or RunStore(workshop.database)
-        self._turn = Children(at_once=1)  # trainings wait for each other, never for an import
+        self._store = store
         self._live: dict[str, _Live] = {}
 
     async def start(self, recipe: str, snapshot: str, parameters: Mapping[str, str], model: str = "") -> Run:
@@ -120,13 +165,13 @@ class RunService:
             why = f"recipe {recipe} takes {spec.schema} rows, snapshot {snapshot} holds {manifest.kind}"
             raise Refused("other-kind", "the recipe cannot use the snapshot", why)
         new = NewRun(recipe, snapshot, name, parameters)
-        record = await self._shop.database.run(self._store.add, new, self._shop.clock.now())
+        record = await self._shop.runner.run(self._store.add, new, self._shop.clock.now())
         self._carry_out(record)
         return self._view(record)
 
     async def resume(self) -> None:
         """Carry on what a stopped or killed controller left unfinished. Call once, after the database is open."""
-        for record in await self._shop.database.run(self._store.unfinished):
+        for record in await self._shop.runner.run(self._store.unfinished):
             logger.info("run %s goes on from state %s", record.run, record.state)
             self._carry_out(record)
 
@@ -143,12 +188,12 @@ class RunService:
         Raises:
             NotFound: There is none of that name.
         """
-        record = await self._shop.database.run(self._store.get, run)
+        record = await self._shop.runner.run(self._store.get, run)
         live = self._live.get(run)
         if live is not None and live.task is not None:
             live.task.cancel()
             await asyncio.gather(live.task, return_exceptions=True)
-            record = await self._shop.database.run(self._store.get, run)
+            record = await self._shop.runner.run(self._store.get, run)
             if not record.is_over:
                 await self._fail(record, live, "cancelled by an admin")
             self._live.pop(run, None)
@@ -160,11 +205,11 @@ class RunService:
         Raises:
             NotFound: There is none of that name.
         """
-        return self._view(await self._shop.database.run(self._store.get, run))
+        return self._view(await self._shop.runner.run(self._store.get, run))
 
     async def all(self) -> tuple[Run, ...]:
         """Return the newest runs, newest first, without their logs."""
-        records = await self._shop.database.run(self._store.all)
+        records = await self._shop.runner.run(self._store.all)
         return tuple(self._view(record, with_log=False) for record in records)
 
     async def watch(self, run: str) -> AsyncIterator[Run]:
@@ -207,7 +252,7 @@ class RunService:
             times = f"{record.starts} times"
             raise Refused("run-repeats", f"the controller ended {times} while it was {record.state}")
         record = begun
-        await self._shop.database.run(self._store.save, record)
+        await self._shop.runner.run(self._store.save, record)
         live.tell(0.0, _STEPS[record.state])
         match record.state:
             case RunState.QUEUED:
@@ -225,7 +270,7 @@ class RunService:
 
     async def _store_step(self, record: RunRecord, event: RunEvent, live: _Live) -> RunRecord:
         record = runs.step(record, event, self._shop.clock.now())
-        await self._shop.database.run(self._store.save, record)
+        await self._shop.runner.run(self._store.save, record)
         logger.info("run %s is %s", record.run, record.state)
         if record.is_over:
             await asyncio.to_thread(_tidy, self._folder(record))
@@ -248,7 +293,7 @@ class RunService:
             "work": str(work),
         }
         try:
-            await self._turn.run(
+            await self._shop.trainers.run(
                 _JOB, job_folder, arguments, limits=self._limits, follow=live.tell, log=live.log
             )  # fmt: skip
         finally:
@@ -266,7 +311,7 @@ class RunService:
     async def _fail(self, record: RunRecord, live: _Live, error: str) -> None:
         failed = runs.step(replace(record, error=error[:2000]), RunEvent.FAILED, self._shop.clock.now())
         with _logged(record.run):
-            await self._shop.database.run(self._store.save, failed)
+            await self._shop.runner.run(self._store.save, failed)
             await asyncio.to_thread(_tidy, self._folder(record))
         logger.warning("run %s failed: %s", record.run, error)
         live.tell(0.0, _STEPS[RunState.FAILED])

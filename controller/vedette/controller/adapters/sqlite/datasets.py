@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from vedette.controller.adapters.sqlite.database import Database, Migration, script
@@ -14,7 +13,8 @@ from vedette.controller.domain.datasets import (
     FLOWS,
     LABEL_COLUMN,
     MAX_IMPORTS,
-    Columns,
+    Contents,
+    Form,
     Manifest,
     Part,
     check_same_form,
@@ -50,24 +50,6 @@ MIGRATIONS: tuple[Migration, ...] = (
 
 LISTED_IMPORTS = 100
 """Of each dataset in a list of all: they must fit a message together."""
-
-
-@dataclass(frozen=True, slots=True)
-class Form:
-    """What every import of a dataset must have."""
-
-    kind: str
-    columns: Columns
-    file_format: str  # of the first import; later ones may differ
-
-
-@dataclass(frozen=True, slots=True)
-class Contents:
-    """What a snapshot would hold now."""
-
-    form: Form
-    parts: tuple[Part, ...]
-    windows: tuple[LabelWindow, ...]
 
 
 class DatasetStore:

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Mapping
-from dataclasses import dataclass
 from datetime import datetime
 
 from vedette.controller.adapters.sqlite.database import Database, Migration, script
 from vedette.controller.domain.errors import NotFound
-from vedette.controller.domain.runs import ENDS, RunRecord
+from vedette.controller.domain.runs import ENDS, NewRun, RunRecord
 from vedette.wire.views import RunState
 
 MIGRATIONS: tuple[Migration, ...] = (
@@ -26,16 +24,6 @@ MIGRATIONS: tuple[Migration, ...] = (
     ),
 )
 _SHOWN = 500
-
-
-@dataclass(frozen=True, slots=True)
-class NewRun:
-    """What somebody asks to be trained."""
-
-    recipe: str
-    snapshot: str
-    model: str
-    parameters: Mapping[str, str]
 
 
 class RunStore:
