@@ -39,7 +39,7 @@ def weights() -> npt.NDArray[np.float32]:
 
 def logistic(features: npt.NDArray[np.float32], bias: float) -> dict[str, npt.NDArray[np.generic]]:
     """Return what :func:`flow_onnx` gives, computed by numpy."""
-    p = (1.0 / (1.0 + np.exp(-(features @ weights() + np.float32(bias))))).astype(np.float32)
+    p = (1.0 / (1.0 + np.exp(-np.clip(features @ weights() + np.float32(bias), -80, 80)))).astype(np.float32)
     probabilities = np.stack([1.0 - p, p], axis=1).astype(np.float32)
     return {"score": p, "label": probabilities.argmax(axis=1).astype(np.int64), "probabilities": probabilities}
 

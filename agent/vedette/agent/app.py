@@ -148,6 +148,7 @@ class Agent:
             parts.callback(self._spool.close)
             await self._start(parts)
             async with asyncio.TaskGroup() as tasks:
+                scoring = tasks.create_task(self._pipeline.score_forever())
                 running = [tasks.create_task(task) for task in self._tasks()]
                 systemd.notify("READY=1")
                 logger.info("vedette-agent %s runs as %s", __version__, self._settings.name)
@@ -156,7 +157,8 @@ class Agent:
                 logger.info("stopping")
                 for task in running:
                     task.cancel()
-            await self._finish()
+                await self._finish()
+                scoring.cancel()
 
     async def _start(self, parts: AsyncExitStack) -> None:
         """Start what takes flows and what serves; each adds how it is stopped, so that the last started stops first."""
@@ -184,7 +186,6 @@ class Agent:
         await self._serving.start()
 
     def _tasks(self) -> Iterator[Any]:
-        yield self._pipeline.score_forever()
         if self._collector is not None:
             yield self._pipeline.gather(self._collector, self._has_datagrams, self._settings.netflow.batch_s)
         yield self._close_windows()
@@ -202,7 +203,7 @@ class Agent:
         self._pipeline.flush()
         with suppress(TimeoutError):
             async with asyncio.timeout(_STOP_S):
-                await self._pipeline.score_waiting()
+                await self._pipeline.drained()
         self._close_window()
         self._templates.save()
 

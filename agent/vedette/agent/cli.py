@@ -152,7 +152,7 @@ def _enroll(options: argparse.Namespace) -> int:
     identity = enrol(read_token(text), IdentityStore(settings.enrolment_dir), name=wished, facts=host_facts())
     sys.stderr.write(f"Enrolled as {identity.name} with the controller at {', '.join(identity.addresses)}.\n")
     if identity.name != wished:
-        sys.stderr.write(f"The name {wished} was taken, so the controller chose another.\n")
+        sys.stderr.write(f"The controller knows this appliance by that name, not as {wished}.\n")
     sys.stderr.write("A running agent takes it up by itself. Otherwise start one: vedette-agent run\n")
     return 0
 

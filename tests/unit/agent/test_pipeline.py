@@ -53,7 +53,7 @@ class Numpy:
         self.spoil: dict[str, Any] = {}
         self.rows: list[int] = []
 
-    async def infer(self, slot: str, inputs: Mapping[str, npt.NDArray[Any]]) -> Answer:
+    async def infer(self, slot: str, inputs: Mapping[str, npt.NDArray[Any]], *, is_counted: bool = True) -> Answer:
         await asyncio.sleep(0)
         if self.fails:
             raise WorkerCrashed("the worker died")

@@ -80,11 +80,7 @@ class Collector:
         """
         host, port = self._address
         try:
-            family, _, _, _, where = socket.getaddrinfo(
-                host, port, type=socket.SOCK_DGRAM, flags=socket.AI_PASSIVE | socket.AI_NUMERICSERV
-            )[0]
-            self._socket = socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
-            self._socket.bind(where)
+            self._socket = _bound(host, port)
         except OSError as exc:
             raise CollectorFailed(
                 f"no flows can be taken on UDP {host}:{port}",
@@ -112,7 +108,7 @@ class Collector:
     def close(self) -> None:
         """End the thread and close the socket; what waits can still be taken. Without a start it does nothing."""
         os.eventfd_write(self._stop, 1)
-        if self._thread.is_alive():
+        if self._thread.ident is not None:  # it was started
             self._thread.join()
             self._socket.close()
         os.close(self._stop)
@@ -156,6 +152,18 @@ class Collector:
             self._bytes += size + _OVERHEAD_BYTES
         if was_empty:
             self._on_ready()
+
+
+def _bound(host: str, port: int) -> socket.socket:
+    flags = socket.AI_PASSIVE | socket.AI_NUMERICSERV
+    family, _, _, _, where = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM, flags=flags)[0]
+    made = socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+    try:
+        made.bind(where)
+    except OSError:
+        made.close()
+        raise
+    return made
 
 
 def _widen(made: socket.socket, wanted: int) -> int:

@@ -36,6 +36,9 @@ logger = logging.getLogger(__name__)
 
 MAX_WAITING_FLOWS = 65_536
 """Flows that may wait for inference; 420 bytes each with their features, 27 MB in all."""
+_AHEAD_FLOWS = (
+    16_384  # queued for inference, beyond which datagrams stay in the collector's queue, where they are small
+)
 _TURN_DATAGRAMS = 256  # decoded at once; some 6,000 records, 25 ms of the loop
 _SCORE_ROWS = 4096  # of one request
 _SILENCE_STEP_S = 1.0
@@ -64,7 +67,7 @@ class Scorer(Protocol):
         """Every slot that answers now."""
         ...
 
-    async def infer(self, slot: str, inputs: Mapping[str, npt.NDArray[Any]]) -> Answer:
+    async def infer(self, slot: str, inputs: Mapping[str, npt.NDArray[Any]], *, is_counted: bool = True) -> Answer:
         """Answer a request, wholly by one build; raises InferenceError."""
         ...
 
@@ -157,6 +160,9 @@ class FlowPipeline:
         self._waiting: deque[FlowBatch] = deque()
         self._waiting_flows = 0
         self._has_flows = asyncio.Event()
+        self._is_drained, self._has_room = asyncio.Event(), asyncio.Event()
+        self._is_drained.set()
+        self._has_room.set()
         self._exporters: dict[int, str] = {}
         self._references: dict[str, ReferenceProfile | None] = {}
 
@@ -195,6 +201,7 @@ class FlowPipeline:
                 heard_at = self._clock.monotonic()
                 self.take(datagrams)
                 await asyncio.sleep(0)  # inference and the link have their turn between two batches
+                await self.room()
 
     async def score_forever(self) -> None:
         """Score what is queued."""
@@ -207,9 +214,20 @@ class FlowPipeline:
         while self._waiting:
             batch = self._waiting.popleft()
             self._waiting_flows -= len(batch)
+            if self._waiting_flows <= _AHEAD_FLOWS:
+                self._has_room.set()
             for begin in range(0, len(batch), _SCORE_ROWS):
                 await self._score(_part(batch, begin, begin + _SCORE_ROWS))
         self._has_flows.clear()
+        self._is_drained.set()
+
+    async def room(self) -> None:
+        """Wait until little enough is queued for inference that more may be taken off the network's own queue."""
+        await self._has_room.wait()
+
+    async def drained(self) -> None:
+        """Wait until whoever runs :meth:`score_forever` has scored everything."""
+        await self._is_drained.wait()
 
     def _queue(self, batch: FlowBatch | None) -> None:
         if batch is None or len(batch) == 0:
@@ -224,7 +242,10 @@ class FlowPipeline:
             dropped = len(self._waiting.popleft())
             self._waiting_flows -= dropped
             self.counters.flows_dropped += dropped
+        self._is_drained.clear()
         self._has_flows.set()
+        if self._waiting_flows > _AHEAD_FLOWS:
+            self._has_room.clear()
 
     def _flow_slots(self) -> dict[str, Serves]:
         return {slot: model for slot, model in self._scorer.actives.items() if _reads_flows(model.release)}
@@ -313,7 +334,7 @@ class FlowPipeline:
         chosen = scored.batch.features[rows]
         variants = np.concatenate([occlusion_rows(row, usual) for row in chosen])
         try:
-            answer = await self._scorer.infer(slot, {"features": variants})
+            answer = await self._scorer.infer(slot, {"features": variants}, is_counted=False)
             if answer.build_digest != scored.build.build:
                 return {}
             scores = answer.outputs["score"].reshape(len(rows), -1)

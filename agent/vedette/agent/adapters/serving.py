@@ -268,8 +268,13 @@ class Serving:
 
     # Answering
 
-    async def infer(self, slot: str, inputs: Mapping[str, Array]) -> Answer:
+    async def infer(self, slot: str, inputs: Mapping[str, Array], *, is_counted: bool = True) -> Answer:
         """Answer a request by the slot's active build, wholly by one.
+
+        Args:
+            slot: Where.
+            inputs: Arrays by input name.
+            is_counted: Whether its rows are work; what explains a verdict is not.
 
         Raises:
             NoActiveModel: The slot serves nothing.
@@ -292,7 +297,8 @@ class Serving:
                 model.stats.errors += 1
                 raise
             latency_ms = (time.perf_counter() - started) * 1e3
-            model.stats.add(_rows(inputs), latency_ms)
+            if is_counted:
+                model.stats.add(_rows(inputs), latency_ms)
             return Answer(outputs, model.release, model.build_digest, latency_ms)
 
     async def _successor(self, slot: str) -> ActiveModel:
