@@ -61,7 +61,10 @@ class FakeAdmin:
             return self._answer(name, request, context)
 
         def streaming(request: Any, context: grpc.ServicerContext) -> Iterator[Any]:
-            yield from self._answer(name, request, context)
+            try:
+                yield from self._answer(name, request, context)
+            except Refusal as exc:
+                exc.tell(context)
 
         def uploading(requests: Iterator[Any], context: grpc.ServicerContext) -> Any:
             return self._answer(name, list(requests), context)
@@ -77,8 +80,7 @@ class FakeAdmin:
         try:
             return self.answers[name](request)
         except Refusal as exc:
-            context.set_trailing_metadata((("vedette-code", "some-code"),))
-            context.abort(exc.code, "\n".join(exc.lines))
+            exc.tell(context)
 
 
 class Refusal(Exception):
@@ -89,6 +91,11 @@ class Refusal(Exception):
         self.code = code
         self.lines = (what, why, remedy)
 
+    def tell(self, context: grpc.ServicerContext) -> None:
+        """End a call with this error."""
+        context.set_trailing_metadata((("vedette-code", "some-code"),))
+        context.abort(self.code, "\n".join(self.lines))
+
 
 class Stage:
     """A controller that answers as told, and a person who types."""
@@ -98,6 +105,10 @@ class Stage:
         self._address = address
         self._capture = capture
         self.context = context
+        self.waited = 0.0
+
+    def _wait(self, seconds: float) -> None:
+        self.waited += seconds
 
     def answer(self, method: str, answer: Any) -> None:
         """Answer a verb with a message, a list of them for streams, or what a function makes of the request."""
@@ -116,7 +127,7 @@ class Stage:
 
     def __call__(self, *arguments: str) -> Result:
         """Run a command line."""
-        session = Session(connect=self.connect, now=lambda: NOW)
+        session = Session(connect=self.connect, now=lambda: NOW, monotonic=lambda: self.waited, sleep=self._wait)
         code = run(arguments, session)
         said = self._capture.readouterr()
         return Result(code, said.out, said.err)

@@ -135,7 +135,8 @@ def test_labels_are_read_back_as_they_were_written(labels: dict[str, str]) -> No
     ("shown", "text"),
     [
         (three(0), "0"), (three(1204.4), "1,204"), (three(0.03124), "0.0312"), (three(12.36), "12.4"),
-        (three(0.000000123), "1.23e-07"), (three(-5.04), "-5.04"), (three(16), "16"), (size(0), "0 B"), (size(999), "999 B"),
+        (three(0.000000123), "1.23e-07"), (three(-5.04), "-5.04"), (three(16), "16"),
+        (size(0), "0 B"), (size(999), "999 B"),
         (size(1000), "1 kB"), (size(19_530_000), "19.5 MB"), (size(999_999), "1 MB"), (share(0.0031), "0.31 %"),
         (count(1, "agent"), "1 agent"), (count(1200, "agent"), "1,200 agents"), (span(8), "8 s"),
         (span(200), "3 min"), (span(7200), "2 h"), (span(400_000), "5 days"), (bar(0.5, 4), "██░░"), (bar(7, 2), "██"),

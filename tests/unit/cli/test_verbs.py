@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from vedette.wire import convert, views
 from vedette.wire.v1 import admin_pb2 as pb
 from vedette.wire.values import Condition, Facts, Severity, SlotState
 
-from tests.support.cli_stage import NOW, Stage
+from tests.support.cli_stage import NOW, Refusal, Stage
 
 AGO = NOW - timedelta(minutes=4)
 
@@ -387,6 +388,34 @@ def test_watching_ends_with_the_rollout_and_its_exit_code(stage: Stage, end: str
     assert (shown.code, shown.json["state"]) == (code, end)
     assert shown.err.count("started by ana") == 1
     assert f"{end} now" in shown.err
+
+
+def _cut(*messages: Any) -> Iterator[Any]:
+    yield from messages
+    raise Refusal(grpc.StatusCode.UNAVAILABLE, "the controller is stopping")
+
+
+def test_watching_outlives_a_restart_of_the_controller(stage: Stage) -> None:
+    streams = iter([_cut(_rollout()), _cut(), iter([_rollout("succeeded")])])
+    stage.answer("WatchRollout", lambda request: next(streams))
+    shown = stage("rollout", "watch", "7", "--output", "json")
+    assert (shown.code, shown.json["state"]) == (0, "succeeded")
+    assert shown.err.count("Lost the controller (the controller is stopping)") == 1
+    assert stage.waited == 2
+
+
+def test_watching_gives_up_on_a_controller_that_stays_away(stage: Stage) -> None:
+    streams = iter([_cut(_rollout())])
+    stage.answer("WatchRollout", lambda request: next(streams, None) or _cut())
+    assert stage("rollout", "watch", "7").code == 5
+    assert 120 < stage.waited < 125
+
+
+def test_training_outlives_a_restart_of_the_controller(stage: Stage) -> None:
+    streams = iter([_cut(_run("training", 0.5)), iter([_run("succeeded", 1.0, version="m:1")])])
+    stage.answer("StartRun", _run("queued"))
+    stage.answer("WatchRun", lambda request: next(streams))
+    assert stage("train", "flow-threat", "--data", "lab@1", "--output", "json").json["version"] == "m:1"
 
 
 def test_leaving_a_rollout_says_that_it_goes_on_and_how_to_come_back(

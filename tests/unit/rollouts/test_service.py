@@ -153,6 +153,18 @@ async def test_a_second_rollout_over_the_same_agents_is_refused(site: Site) -> N
         await _begin(service, "flow-threat:3", selector="name=edge-a1")
 
 
+async def test_a_rollout_started_right_after_an_abort_is_not_taken_back_by_it(site: Site) -> None:
+    service = site.service()
+    first = await _begin(service, waves=("100%",))
+    await service.abort(first.rollout, "ana")
+    second = await service.begin("flow-threat:3", "", ("100%",), soak_s=0, timeout_s=60, by="ana")
+    await service.tick()
+    assert [site.fleet.wanted(name) for name in site.fleet.records] == [3, 3, 3, 3]
+    await service.abort(second.rollout, "ana")
+    await service.tick()
+    assert [site.fleet.wanted(name) for name in site.fleet.records] == [1, 1, 1, 1]
+
+
 async def test_a_revoked_agent_is_passed_over_even_when_nobody_says_so(site: Site) -> None:
     service = site.service()
     started = await _begin(service)

@@ -293,7 +293,7 @@ def _followed(session: Session, run: views.Run) -> views.Run:
 
     meter = Meter(f"run {run.run}", 1.0, is_bytes=False)
     try:
-        for message in session.client.follow("WatchRun", admin_pb2.GetRunRequest(run=run.run)):
+        for message in session.follow("WatchRun", admin_pb2.GetRunRequest(run=run.run)):
             run = RUN.from_wire(message)
             meter.update(run.progress, run.step or str(run.state))
     finally:

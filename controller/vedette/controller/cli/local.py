@@ -27,11 +27,14 @@ def _login(path: str) -> None:
     _keep(login_file(), context.to_toml())
     session = current()
     said = {"address": context.address, "name": context.name, "file": str(login_file()), "reachable": True}
+    client = session.connect(context)
     try:
-        session.connect(context).ask("GetOverview", admin_pb2.GetOverviewRequest(), timeout_s=10)
+        client.ask("GetOverview", admin_pb2.GetOverviewRequest(), timeout_s=10)
     except Unreachable as exc:
         said["reachable"] = False
         session.output.note(f"It does not answer now: {exc.why or exc.what}")
+    finally:
+        client.close()
     if session.output.is_json:
         session.output.json(said)
     else:

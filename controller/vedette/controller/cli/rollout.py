@@ -199,7 +199,7 @@ def watch(rollout_id: str) -> int:
     view = _Follower(session)
     last: views.Rollout | None = None
     try:
-        for message in session.client.follow("WatchRollout", admin_pb2.GetRolloutRequest(rollout=rollout_id)):
+        for message in session.follow("WatchRollout", admin_pb2.GetRolloutRequest(rollout=rollout_id)):
             last = ROLLOUT.from_wire(message)
             view.show(last)
     except KeyboardInterrupt:

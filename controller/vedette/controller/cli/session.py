@@ -7,7 +7,8 @@ last ``vedette login``. Settings and login live in ``$XDG_CONFIG_HOME/vedette`` 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cached_property
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 from vedette.controller.cli.output import Output
-from vedette.controller.cli.problems import Missing, Usage
+from vedette.controller.cli.problems import Missing, Unreachable, Usage
 from vedette.controller.context import AdminContext
 from vedette.models import toml_settings as toml
 from vedette.models.toml_settings import SettingsError
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from vedette.controller.cli.client import AdminClient
 
 T = TypeVar("T")
+
+_PATIENCE_S = 120.0
 
 OPTIONS = (
     toml.Option("context", toml.text(), "", "Context file to use when neither --context nor VEDETTE_CONTEXT names one"),
@@ -46,10 +49,14 @@ class Session:
     Args:
         connect: Makes the client of a context.
         now: The time.
+        monotonic: Seconds that never go back.
+        sleep: Waits so many seconds.
     """
 
     connect: Callable[[AdminContext], AdminClient] = _connect
     now: Callable[[], datetime] = lambda: datetime.now(UTC)
+    monotonic: Callable[[], float] = time.monotonic
+    sleep: Callable[[float], None] = time.sleep
     flags: dict[str, Any] = field(default_factory=dict)
 
     @cached_property
@@ -110,6 +117,28 @@ class Session:
     def client(self) -> AdminClient:
         """Return the connection to the controller."""
         return self.connect(self.context)
+
+    def follow(self, method: str, request: Any) -> Iterator[Any]:
+        """Yield what a verb tells until it has ended, also across a restart of the controller.
+
+        Raises:
+            Unreachable: It did not answer at all, or was away for longer than two minutes.
+            CliError: It refused.
+        """
+        is_known, lost_at = False, None
+        while True:
+            try:
+                for message in self.client.follow(method, request):
+                    is_known, lost_at = True, None
+                    yield message
+                return
+            except Unreachable as exc:
+                if not is_known or (lost_at is not None and self.monotonic() - lost_at > _PATIENCE_S):
+                    raise
+                if lost_at is None:
+                    lost_at = self.monotonic()
+                    self.output.note(f"Lost the controller ({exc.what}); what it does goes on. Waiting for it …")
+            self.sleep(1.0)
 
     def close(self) -> None:
         """Close the connection if there is one."""

@@ -161,6 +161,7 @@ class RolloutService:
         """Start a rollout and return it with its first wave decided; the agents hear of it at once after.
 
         Raises:
+            StoreFailed, DiskFull: Nothing was started.
             NotFound: There is no such version.
             InvalidInput: Selector, waves or times cannot be read or are out of range.
             Refused: See :func:`~vedette.controller.domain.rollout_plan.plan`.
@@ -168,6 +169,7 @@ class RolloutService:
         sizes = parse_waves(waves)
         wanted = await self._versions.version(version)
         async with self._lock:
+            await self._take_back()
             agents = [agent for agent in await self._fleet.agents(selector) if not agent.revoked]
             rollout = plan(
                 await self._runner.run(self._store.next_id),
@@ -186,6 +188,12 @@ class RolloutService:
         logger.info("%s starts rollout %s: %s to %r", by, rollout.id, version, selector)
         self._wake.set()
         return machine.view(rollout)
+
+    async def _take_back(self) -> None:
+        """Finish what ended rollouts still have to take back: a new one must see, and keep, what is then desired."""
+        for rollout_id in list(self._rollouts):
+            while (rollout := self._rollouts.get(rollout_id)) and rollout.has_ended:
+                await self._act(rollout)
 
     async def pause(self, rollout_id: str, by: str) -> views.Rollout:
         """Pause a rollout. Raises NotFound, or Refused when it has ended."""
