@@ -127,7 +127,9 @@ class FakeFleet:
         self.say(agent_id, slot)
 
     def say(self, agent_id: str, slot: SlotStatus) -> None:
-        self.records[agent_id] = replace(self.records[agent_id], status=Status(slots=(slot,)), seen=NOON)
+        record = self.records[agent_id]
+        status = Status(slots=(slot,), attempted_sequence=record.desired_sequence)
+        self.records[agent_id] = replace(record, status=status, seen=NOON)
 
     def judge(self, agent_id: str, result: GenerationResult) -> None:
         self.records[agent_id] = replace(self.records[agent_id], result=result)

@@ -51,6 +51,7 @@ class PaperAgent:
     errors: dict[str, str] = field(default_factory=dict)
     results: list[GenerationResult] = field(default_factory=list)
     sequence: int = 0
+    attempted: int | None = None  # the newest it was assigned, when None
     facts: Facts = GOOD_FACTS
 
     def sighting(self) -> Sighting:
@@ -60,6 +61,7 @@ class PaperAgent:
             online=self.online,
             gone=self.gone,
             slot=self.slot or self._settled(),
+            attempted=self.sequence if self.attempted is None else self.attempted,
             errors=dict(self.errors),
             results=results,
         )

@@ -7,6 +7,7 @@ one letter a member, waves apart: (w)aiting (a)ssigned (m)oved (f)ailed (r)efuse
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import timedelta
 
 import pytest
@@ -421,6 +422,19 @@ def test_the_view_names_agents_and_says_why() -> None:
     assert (first.state, first.reason) == (MemberState.FAILED, "self-test: row 3 differs")
     assert [wave.state for wave in shown.waves] == ["stopped", "waiting"]
     assert "stopped: " in shown.events[-1].text
+
+
+def test_a_failure_of_an_earlier_try_that_still_shows_is_not_one_of_this_try() -> None:
+    world = _play(3, "1,100%", "")
+    canary = world.order()[0]
+    world.fail(canary)
+    agent = world.agents[canary]
+    agent.slot, agent.attempted = replace(agent.slot, quarantined=()), 0
+    world.tick()
+    assert world.states() == "a|ww"
+    agent.attempted = 1
+    world.tick()
+    assert world.states() == "f|ww"
 
 
 def test_an_agent_that_talks_too_much_is_cut_short() -> None:

@@ -92,6 +92,7 @@ class Sighting:
     online: bool = False
     gone: bool = False  # revoked or removed
     slot: SlotStatus | None = None
+    attempted: int = 0  # number of the newest assignment it tried
     errors: Mapping[str, str] = field(default_factory=dict)  # conditions of severity error: code -> text
     results: tuple[GenerationResult, ...] = ()  # since the last sighting
 
@@ -427,7 +428,7 @@ def _failure(member: Member, sighting: Sighting, target: BuildRef) -> tuple[Memb
             return MemberState.REFUSED, _result_text(result)
         if result.sequence == member.sequence and result.outcome is Outcome.FAILED:
             return MemberState.FAILED, _result_text(result)
-    if slot is not None and _gave_up(slot, target):
+    if slot is not None and _gave_up(slot, target, was_tried=sighting.attempted >= member.sequence):
         return MemberState.FAILED, slot.reason
     return _fell_back(member, sighting, target) if member.state is MemberState.MOVED else None
 
@@ -440,8 +441,10 @@ def _refuses(member: Member, result: GenerationResult) -> bool:
     return result.sequence == member.sequence or (has_it and result.sequence > member.sequence)
 
 
-def _gave_up(slot: SlotStatus, target: BuildRef) -> bool:
-    return target.build in slot.quarantined or (slot.state is SlotState.FAILED and slot.candidate == target)
+def _gave_up(slot: SlotStatus, target: BuildRef, *, was_tried: bool) -> bool:
+    """Tell whether a slot shows that the version failed; not before it was tried: an earlier try may still show."""
+    has_failed = was_tried and slot.state is SlotState.FAILED and slot.candidate == target
+    return has_failed or target.build in slot.quarantined
 
 
 def _fell_back(member: Member, sighting: Sighting, target: BuildRef) -> tuple[MemberState, str] | None:

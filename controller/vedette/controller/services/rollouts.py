@@ -450,6 +450,7 @@ def _sighting(agent: AgentRecord, slot: str) -> Sighting:
         online=agent.is_online,
         gone=agent.revoked is not None,
         slot=next((item for item in status.slots if item.slot == slot), None) if status else None,
+        attempted=status.attempted_sequence if status else 0,
         errors={item.code: item.text for item in conditions if item.severity is Severity.ERROR},
         results=(agent.result,) if agent.result else (),
     )
