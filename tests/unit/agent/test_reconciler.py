@@ -154,7 +154,7 @@ async def test_a_refused_assignment_changes_nothing_and_is_told(tmp_path: Path) 
         assert bench.codes == []
 
 
-@pytest.mark.parametrize("code", [InstallCode.DISK_FULL, InstallCode.HOST_FAILED, InstallCode.STATE_FAILED])
+@pytest.mark.parametrize("code", [InstallCode.DISK_FULL, InstallCode.HOST_FAILED, InstallCode.DIGEST_MISMATCH])
 async def test_a_failure_that_is_not_the_builds_is_tried_again(tmp_path: Path, code: InstallCode) -> None:
     async with running(Bench(tmp_path)) as bench:
         bench.serving.failures = [InstallFailed(code, "now"), InstallFailed(code, "and then")]
@@ -168,7 +168,7 @@ async def test_a_failure_that_is_not_the_builds_is_tried_again(tmp_path: Path, c
         assert bench.codes == []
 
 
-@pytest.mark.parametrize("code", [InstallCode.SELF_TEST_FAILED, InstallCode.QUARANTINED, InstallCode.DIGEST_MISMATCH])
+@pytest.mark.parametrize("code", [InstallCode.SELF_TEST_FAILED, InstallCode.QUARANTINED])
 async def test_a_failure_that_is_the_builds_is_final(tmp_path: Path, code: InstallCode) -> None:
     async with running(Bench(tmp_path)) as bench:
         bench.serving.failures = [InstallFailed(code, "as it is")]

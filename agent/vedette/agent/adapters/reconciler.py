@@ -28,7 +28,6 @@ logger = logging.getLogger(__name__)
 
 CLOCK_ALARM = timedelta(seconds=30)
 """A wall clock further from the controller's than this is told of; verdict times are corrected from two seconds on."""
-_FINAL = frozenset({InstallCode.QUARANTINED, InstallCode.DIGEST_MISMATCH, InstallCode.DOWNLOAD_FAILED})
 
 
 class Reconciler:
@@ -219,7 +218,7 @@ class Reconciler:
             failures.append(InstallFailed(code, str(exc)))
             self._conditions.hold("state-failed", Severity.ERROR, str(exc))
             self._tell(accepted.assignment.sequence, Outcome.FAILED, code, str(exc))
-        return all(exc.code.blames_build or exc.code in _FINAL for exc in failures)
+        return all(exc.code.blames_build or exc.code is InstallCode.QUARANTINED for exc in failures)
 
     def _plan(self, accepted: Accepted) -> Sequence[Action]:
         running: dict[str, SlotAssignment | None] = {name: model.build for name, model in self._serving.actives.items()}
