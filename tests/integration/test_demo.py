@@ -1,0 +1,126 @@
+"""The demo as a person runs it: to its end, stopped in the middle, killed in the middle."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+from vedette.controller.demo.replay import captures
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+DEMO = [sys.executable, "-P", "-m", "vedette.controller.cli", "demo"]
+
+
+def left_over(place: Path) -> list[list[str]]:
+    """Return the command lines of processes that have anything to do with a folder."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            belongs = str(place) in " ".join(process.cmdline()) or process.environ().get("TMPDIR") == str(place)
+            if belongs and process.pid != os.getpid() and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process.cmdline())
+        except psutil.Error:
+            continue
+    return found
+
+
+def until(condition, within_s: float) -> bool:
+    deadline = time.monotonic() + within_s
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.1)
+    return True
+
+
+@pytest.fixture
+def begun(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
+    """A demo whose agents have just connected, with a temporary folder of its own."""
+    environment = os.environ | {"TMPDIR": str(tmp_path), "COLUMNS": "100"}
+    with subprocess.Popen(DEMO, stdout=subprocess.PIPE, text=True, env=environment, start_new_session=True) as demo:
+        assert demo.stdout is not None
+        for line in demo.stdout:
+            if "are connected" in line:
+                break
+        yield demo
+        demo.kill()
+
+
+def test_ctrl_c_in_the_middle_stops_everything_and_leaves_nothing(begun: subprocess.Popen[str], tmp_path: Path):
+    assert len(left_over(tmp_path)) >= 5  # the demo, the controller, three agents
+    begun.send_signal(signal.SIGINT)
+    said, _ = begun.communicate(timeout=30)
+    assert begun.returncode == 130
+    assert "nothing is left behind" in said
+    assert left_over(tmp_path) == []
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_killed_demo_takes_its_programs_with_it(begun: subprocess.Popen[str], tmp_path: Path):
+    begun.kill()
+    assert until(lambda: left_over(tmp_path) == [], within_s=20), left_over(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def told(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A demo that ran to its end: its folder and what it said."""
+    place = tmp_path_factory.mktemp("demo")
+    done = subprocess.run([*DEMO, "--directory", str(place)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return place, done.stdout
+
+
+def verdicts(place: Path) -> list[dict]:
+    files = sorted(place.glob("agents/*/verdicts.jsonl"))
+    assert len(files) == 3
+    return [json.loads(line) for file in files for line in file.read_text().splitlines()]
+
+
+def test_the_demo_trains_rolls_out_and_replaces(told: tuple[Path, str]):
+    place, said = told
+    assert "flow-threat:1 goes out" in said
+    assert "flow-threat:2 goes out" in said
+    for log in place.glob("logs/*.log"):
+        assert "Traceback" not in log.read_text(), log
+        assert "ERROR" not in log.read_text(), log
+
+
+def test_the_drift_statistic_moves_when_the_traffic_does(told: tuple[Path, str]):
+    line = next(line for line in told[1].splitlines() if line.strip().startswith("PSI"))
+    before, after = (float(number) for number in line.split()[-2:])
+    assert after > before + 1
+
+
+def test_verdicts_name_the_attacks_that_are_labelled(told: tuple[Path, str]):
+    labels = {
+        (entry["src"], entry["label"])
+        for name in ("base", "shifted")
+        for entry in json.loads((captures() / name / "labels.json").read_text())["labels"]
+    }
+    lines = verdicts(told[0])
+    known_sources = {source for source, _ in labels}
+    of_attackers = [line for line in lines if {line["src_ip"], line["dest_ip"]} & known_sources]
+    assert len(lines) > 3_000
+    assert len(of_attackers) / len(lines) > 0.99
+    said = Counter((line["src_ip"], line["vedette"]["verdict"]) for line in of_attackers)
+    assert sum(count for pair, count in said.items() if pair in labels) / len(of_attackers) > 0.8
+
+
+def test_flagged_verdicts_say_what_drove_them(told: tuple[Path, str]):
+    with_evidence = [line for line in verdicts(told[0]) if line["vedette"].get("evidence")]
+    assert len(with_evidence) > 50
+    assert all(0 < item["weight"] <= 1 for line in with_evidence for item in line["vedette"]["evidence"])
+    assert {line["vedette"]["version"] for line in with_evidence} == {1, 2}
+
+
+def test_nothing_runs_on_after_the_end(told: tuple[Path, str]):
+    assert left_over(told[0]) == []
