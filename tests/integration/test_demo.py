@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -43,9 +44,16 @@ def until(condition, within_s: float) -> bool:
 
 
 @pytest.fixture
-def begun(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
+def place() -> Iterator[Path]:
+    """A temporary folder with a short name: the path of a unix socket has at most 107 bytes."""
+    with tempfile.TemporaryDirectory(prefix="v") as name:
+        yield Path(name)
+
+
+@pytest.fixture
+def begun(place: Path) -> Iterator[subprocess.Popen[str]]:
     """A demo whose agents have just connected, with a temporary folder of its own."""
-    environment = os.environ | {"TMPDIR": str(tmp_path), "COLUMNS": "100"}
+    environment = os.environ | {"TMPDIR": str(place), "COLUMNS": "100"}
     with subprocess.Popen(DEMO, stdout=subprocess.PIPE, text=True, env=environment, start_new_session=True) as demo:
         assert demo.stdout is not None
         for line in demo.stdout:
@@ -55,19 +63,19 @@ def begun(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
         demo.kill()
 
 
-def test_ctrl_c_in_the_middle_stops_everything_and_leaves_nothing(begun: subprocess.Popen[str], tmp_path: Path):
-    assert len(left_over(tmp_path)) >= 5  # the demo, the controller, three agents
+def test_ctrl_c_in_the_middle_stops_everything_and_leaves_nothing(begun: subprocess.Popen[str], place: Path):
+    assert len(left_over(place)) >= 5  # the demo, the controller, three agents
     begun.send_signal(signal.SIGINT)
     said, _ = begun.communicate(timeout=30)
     assert begun.returncode == 130
     assert "nothing is left behind" in said
-    assert left_over(tmp_path) == []
-    assert list(tmp_path.iterdir()) == []
+    assert left_over(place) == []
+    assert list(place.iterdir()) == []
 
 
-def test_a_killed_demo_takes_its_programs_with_it(begun: subprocess.Popen[str], tmp_path: Path):
+def test_a_killed_demo_takes_its_programs_with_it(begun: subprocess.Popen[str], place: Path):
     begun.kill()
-    assert until(lambda: left_over(tmp_path) == [], within_s=20), left_over(tmp_path)
+    assert until(lambda: left_over(place) == [], within_s=20), left_over(place)
 
 
 @pytest.fixture(scope="module")
@@ -77,6 +85,11 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     done = subprocess.run([*DEMO, "--directory", str(place)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return place, done.stdout
+
+
+def family(label: str) -> str:
+    """Return what a person would act on: one kind of scan is as good as another."""
+    return "scan" if label.startswith(("scan", "sweep")) else label
 
 
 def verdicts(place: Path) -> list[dict]:
@@ -102,7 +115,7 @@ def test_the_drift_statistic_moves_when_the_traffic_does(told: tuple[Path, str])
 
 def test_verdicts_name_the_attacks_that_are_labelled(told: tuple[Path, str]):
     labels = {
-        (entry["src"], entry["label"])
+        (entry["src"], family(entry["label"]))
         for name in ("base", "shifted")
         for entry in json.loads((captures() / name / "labels.json").read_text())["labels"]
     }
@@ -111,8 +124,8 @@ def test_verdicts_name_the_attacks_that_are_labelled(told: tuple[Path, str]):
     of_attackers = [line for line in lines if {line["src_ip"], line["dest_ip"]} & known_sources]
     assert len(lines) > 3_000
     assert len(of_attackers) / len(lines) > 0.99
-    said = Counter((line["src_ip"], line["vedette"]["verdict"]) for line in of_attackers)
-    assert sum(count for pair, count in said.items() if pair in labels) / len(of_attackers) > 0.8
+    said = Counter((line["src_ip"], family(line["vedette"]["verdict"])) for line in of_attackers)
+    assert sum(count for pair, count in said.items() if pair in labels) / len(of_attackers) > 0.95
 
 
 def test_flagged_verdicts_say_what_drove_them(told: tuple[Path, str]):

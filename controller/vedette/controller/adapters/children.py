@@ -123,9 +123,13 @@ def _stream(stream: asyncio.StreamReader | None) -> asyncio.StreamReader:
 
 
 def _environment(threads: int) -> dict[str, str]:
+    # onnxruntime keeps an event database in the home folder and may upload it; a controller reports to nobody.
+    silent = {"ORT_DISABLE_TELEMETRY": "1"}
     kept = {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ}
     pools = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
-    return kept | dict.fromkeys(pools, str(threads)) | {"PYTHONUNBUFFERED": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+    return (
+        kept | dict.fromkeys(pools, str(threads)) | silent | {"PYTHONUNBUFFERED": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+    )
 
 
 async def _follow(stream: asyncio.StreamReader, follow: Follow) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +24,7 @@ class Original:
 
     predict: conversion.Predict
     takes_nulls: bool
+    thresholds: Mapping[int, npt.NDArray[np.float32]]  # by column, what its trees ask for
 
     def check(self, data: bytes, given: Matrix, tolerance: Tolerance) -> dict[str, float]:
         """Prove that a converted model gives the original's numbers; return what was compared, as metrics.
@@ -31,7 +32,8 @@ class Original:
         Raises:
             ParityError: It does not.
         """
-        report = check_parity(data, self.predict, parity_rows(given, nulls=self.takes_nulls), tolerance)
+        rows = parity_rows(given, self.thresholds, nulls=self.takes_nulls)
+        report = check_parity(data, self.predict, rows, tolerance)
         worst = {f"parity_worst_{name}": float(value) for name, value in report.worst.items()}
         return {"parity_rows": float(report.rows), "parity_undecided": float(report.undecided)} | worst
 
@@ -74,9 +76,10 @@ def converted(fitted: Any) -> bytes:
 
 def original(fitted: Any) -> Original:
     """Return a fitted model that :func:`converted` takes, as what its converted form must repeat."""
+    thresholds = conversion.thresholds_of(fitted)
     match _kind(fitted):
         case "cascade":
-            return Original(conversion.cascade_reference(fitted), takes_nulls=True)
+            return Original(conversion.cascade_reference(fitted), takes_nulls=True, thresholds=thresholds)
         case "lightgbm":
-            return Original(conversion.lightgbm_reference(fitted), takes_nulls=True)
-    return Original(conversion.isolation_forest_reference(fitted), takes_nulls=False)
+            return Original(conversion.lightgbm_reference(fitted), takes_nulls=True, thresholds=thresholds)
+    return Original(conversion.isolation_forest_reference(fitted), takes_nulls=False, thresholds=thresholds)
