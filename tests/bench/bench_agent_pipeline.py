@@ -16,11 +16,11 @@ import time
 from pathlib import Path
 
 import numpy as np
+from vedette.agent.adapters.clock import SystemClock
 from vedette.agent.adapters.pipeline import FlowPipeline
 from vedette.agent.adapters.serving import Serving, ServingSettings
 from vedette.agent.adapters.state import State
 from vedette.agent.adapters.usage import cpu_seconds, proportional_bytes
-from vedette.agent.domain.clock import SystemClock
 from vedette.agent.domain.windows import Windows
 from vedette.models.flows.datagrams import Datagram
 from vedette.models.flows.records import FlowRecords

@@ -16,11 +16,13 @@ import signal
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import AsyncExitStack, contextmanager, suppress
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
 from vedette.agent.adapters import systemd
 from vedette.agent.adapters.artifacts import Downloads
+from vedette.agent.adapters.clock import SystemClock
 from vedette.agent.adapters.collector import Collector, CollectorFailed
 from vedette.agent.adapters.facts import host_facts
 from vedette.agent.adapters.figures import Figures
@@ -39,7 +41,7 @@ from vedette.agent.adapters.usage import UsageMeter
 from vedette.agent.adapters.worker import WorkerSettings
 from vedette.agent.domain.advice import EXIT_REFUSED, AdvisedError
 from vedette.agent.domain.backoff import Backoff
-from vedette.agent.domain.clock import EARLIEST, SystemClock, TrustedClock
+from vedette.agent.domain.clock import EARLIEST, TrustedClock
 from vedette.agent.domain.conditions import Conditions
 from vedette.agent.domain.errors import DiskFull, StateError
 from vedette.agent.domain.metrics import CONTENT_TYPE, render
@@ -385,7 +387,11 @@ def _asked(path: Path) -> Report:
         made.connect(str(path))
         connection.sock = made
         connection.request("GET", "/status")
-        report: Report = json.loads(connection.getresponse().read(_MAX_REPORT_BYTES))
+        answer = connection.getresponse()
+        body = answer.read(_MAX_REPORT_BYTES)
+    if answer.status != HTTPStatus.OK:
+        raise StateError(f"the running agent cannot say how it stands ({answer.status}): look at its log and its disk")
+    report: Report = json.loads(body)
     return report
 
 

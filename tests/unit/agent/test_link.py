@@ -13,6 +13,7 @@ from vedette.agent.adapters.identity import Identity, certificate_request
 from vedette.agent.adapters.link import Link, LinkState
 from vedette.agent.domain.backoff import Backoff
 from vedette.agent.domain.conditions import Conditions
+from vedette.agent.domain.errors import StateError
 from vedette.wire import values
 from vedette.wire.values import Facts, GenerationResult, Outcome, Status, Welcome
 
@@ -29,11 +30,14 @@ class Desk:
         self.welcomes: list[Welcome] = []
         self.wanted: list[values.DesiredState] = []
         self.heard = asyncio.Event()
+        self.trouble: StateError | None = None
 
     def hello(self) -> values.Hello:
         return values.Hello(facts=Facts(hostname="h"), boot_epoch=1, status=self.status())
 
     def status(self) -> Status:
+        if self.trouble is not None:
+            raise self.trouble
         return Status(running_sequence=self.running)
 
     def welcomed(self, word: Welcome) -> None:
@@ -207,6 +211,20 @@ async def test_a_session_clears_the_conditions_of_its_failures(controller: FakeC
         controller.refuse_connect = ""
         await bench.clock.advance(1.0)
         await controller.until(lambda c: c.hellos)
+        await bench.link.bulk()
+        assert bench.codes == []
+
+
+async def test_an_agent_that_cannot_read_its_own_state_keeps_its_link_alive(
+    controller: FakeController, agent_key: bytes
+) -> None:
+    bench = Bench(identity_for(controller, agent_key))
+    bench.desk.trouble = StateError("disk I/O error")
+    async with running(bench):
+        await bench.until_waits(1)
+        assert bench.codes == ["state-unreadable"]
+        bench.desk.trouble = None
+        await bench.clock.advance(1.0)
         await bench.link.bulk()
         assert bench.codes == []
 

@@ -261,6 +261,17 @@ async def test_hostile_datagrams_do_not_stop_a_good_exporter() -> None:
     assert sum(attacked.pipeline.decoder.counters.malformed.values()) > 0
 
 
+async def test_a_fault_of_our_own_costs_its_batch_and_is_counted(caplog: pytest.LogCaptureFixture) -> None:
+    bench = Bench("flow-threat")
+    whole, bench.pipeline.decoder.decode_many = bench.pipeline.decoder.decode_many, None  # type: ignore[assignment]
+    bench.pipeline.take(capture_datagrams(CAPTURE)[:5])
+    assert bench.pipeline.counters.batches_failed == 1
+    assert "5 datagrams could not be taken" in caplog.text
+    bench.pipeline.decoder.decode_many = whole  # type: ignore[method-assign]
+    await bench.replay(capture_datagrams(CAPTURE)[:100])
+    assert bench.pipeline.counters.rows_scored == bench.pipeline.counters.flows > 0
+
+
 async def test_silence_brings_out_what_waits_and_then_no_timer_runs() -> None:
     bench = Bench("flow-threat", emit_all=True)
 

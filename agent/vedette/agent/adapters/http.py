@@ -15,6 +15,7 @@ from http import HTTPStatus
 from pathlib import Path
 
 from vedette.agent.domain.advice import AdvisedError
+from vedette.agent.domain.errors import AgentError
 
 logger = logging.getLogger(__name__)
 
@@ -107,7 +108,11 @@ class HttpServer:
         page = self._pages.get(words[1].partition("?")[0])
         if page is None:
             return _plain(HTTPStatus.NOT_FOUND)
-        return HTTPStatus.OK, page.content_type, page.body()
+        try:
+            return HTTPStatus.OK, page.content_type, page.body()
+        except AgentError as exc:
+            logger.warning("%s cannot be shown: %s", words[1], exc)
+            return _plain(HTTPStatus.INTERNAL_SERVER_ERROR)
 
 
 def _bound(path: Path) -> socket.socket:

@@ -26,6 +26,7 @@ from vedette.agent.domain.advice import AdvisedError
 from vedette.agent.domain.backoff import Backoff
 from vedette.agent.domain.clock import Clock
 from vedette.agent.domain.conditions import Conditions
+from vedette.agent.domain.errors import AgentError
 from vedette.wire import values
 from vedette.wire.convert import AgentWord, agent_word_to_wire, controller_word_from_wire
 from vedette.wire.errors import WireError
@@ -39,13 +40,25 @@ STEADY_S = 10.0
 """A session that lasted so long makes the next wait short again; one welcome alone does not."""
 _STATUS_GAP_S = 0.25  # between two statuses, so that a burst of events is one message
 _LEAST_INTERVAL_S, _MOST_INTERVAL_S = 1.0, 3600.0
-_CONDITIONS = ("controller-unreachable", "controller-certificate-wrong", "controller-refused", "protocol-broken")
+_CONDITIONS = (
+    "controller-unreachable",
+    "controller-certificate-wrong",
+    "controller-refused",
+    "protocol-broken",
+    "state-unreadable",
+)
 
 
 class ProtocolBroken(AdvisedError):
     """The controller said something that its protocol does not allow."""
 
     code = "protocol-broken"
+
+
+class SelfUnknown(AdvisedError):
+    """The agent's own state cannot be read, so there is nothing to say to the controller."""
+
+    code = "state-unreadable"
 
 
 class FleetDesk(Protocol):
@@ -139,6 +152,9 @@ class Link:
                 await self._session(address, desk)
             except AdvisedError as exc:
                 self._failed(exc)
+            except AgentError as exc:  # our own state could not be read: a full or failing disk must not end the agent
+                remedy = "look at the disk of state_dir; models keep serving"
+                self._failed(SelfUnknown("the agent cannot say how it stands", str(exc), remedy))
             if self._up_since is not None and self._clock.monotonic() - self._up_since >= STEADY_S:
                 self._backoff.succeeded()
             wait_s = self._backoff.failed()

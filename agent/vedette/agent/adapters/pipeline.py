@@ -104,6 +104,7 @@ class PipelineCounters:
     flows: int = 0
     flows_unscored: int = 0  # no flow model was active
     flows_dropped: int = 0  # inference was too slow
+    batches_failed: int = 0  # of datagrams, by a fault of ours
     rows_scored: int = 0  # a flow counts once for each slot that scored it
     rows_flagged: int = 0
     rows_failed: int = 0  # the model gave an error
@@ -167,9 +168,15 @@ class FlowPipeline:
         self._references: dict[str, ReferenceProfile | None] = {}
 
     def take(self, datagrams: Sequence[Datagram]) -> None:
-        """Decode datagrams and queue the flows of the ticks they close."""
-        records = self.decoder.decode_many(datagrams)
-        self._queue(self.extractor.push(records, now_ms=self._now_ms()))
+        """Decode datagrams and queue the flows of the ticks they close; never raises for what they hold."""
+        try:
+            records = self.decoder.decode_many(datagrams)
+            self._queue(self.extractor.push(records, now_ms=self._now_ms()))
+        except Exception:
+            # The network decides what comes in here. Should a packet find a fault of ours that no test has found, it
+            # costs its batch, not the appliance's verdicts until somebody restarts the agent.
+            self.counters.batches_failed += 1
+            logger.exception("%d datagrams could not be taken", len(datagrams))
 
     def advance(self) -> None:
         """Queue what waits of exporters that fell silent. To be called about once a second after datagrams came."""

@@ -132,7 +132,10 @@ class Reconciler:
 
     async def run(self) -> None:
         """Apply what is wanted for ever; begins with what was wanted when the agent stopped."""
-        self._resume()
+        try:
+            self._resume()
+        except (DiskFull, StateError) as exc:
+            self._conditions.hold("state-failed", Severity.ERROR, str(exc))
         applying: asyncio.Task[None] | None = None
         try:
             while True:

@@ -1,4 +1,4 @@
-"""Time as the agent's decisions see it: a port, the system's clock, and a clock that lies less than the appliance's.
+"""Time as the agent's decisions see it: a port, and a clock that lies less than the appliance's.
 
 Rules: durations come from ``monotonic`` alone. ``now`` of :class:`TrustedClock` is never before the time floor, the
 newest time a verified signature vouched for; the wall clock never raises that floor, because a wrong one would refuse
@@ -7,8 +7,6 @@ everything signed from then on (python-tuf issue 2359). Nothing that runs is sto
 
 from __future__ import annotations
 
-import asyncio
-import time
 from datetime import UTC, datetime, timedelta
 from typing import Protocol
 
@@ -33,22 +31,6 @@ class Clock(Protocol):
     async def sleep(self, seconds: float) -> None:
         """Wait that many seconds of ``monotonic``."""
         ...
-
-
-class SystemClock:
-    """The machine's own clock."""
-
-    def now(self) -> datetime:
-        """Return the machine's time of day."""
-        return datetime.now(UTC)
-
-    def monotonic(self) -> float:
-        """Return the machine's monotonic seconds."""
-        return time.monotonic()
-
-    async def sleep(self, seconds: float) -> None:
-        """Wait on the running event loop."""
-        await asyncio.sleep(seconds)
 
 
 class TrustedClock:
