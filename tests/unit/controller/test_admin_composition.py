@@ -1,6 +1,7 @@
 import ast
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import grpc
 import pytest
@@ -56,6 +57,13 @@ def test_errors_of_peers_name_value_and_limit_and_unforeseen_ones_say_nothing():
     assert "x is 9, limit 8" in public_error(WireError("x is 9, limit 8"))[1]
     assert public_error(DocumentError("y"))[2] == "bad-document"
     assert "secret" not in public_error(KeyError("secret"))[1]
+
+
+@pytest.mark.parametrize("character", ["x", "%", "\n", "é", "😀", "\ud800"])
+def test_an_error_of_any_length_and_script_fits_into_a_header(character: str):
+    _, text, _ = public_error(errors.InvalidInput("c", character * 20_000))
+    assert len(text) > 0
+    assert len(quote(text, safe=" !#$&'()*+,/:;=?@[]<>{}|~`^\"\\-._", errors="replace")) <= 6000
 
 
 def test_every_verb_is_served_by_exactly_one_part():

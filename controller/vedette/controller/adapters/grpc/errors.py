@@ -12,7 +12,8 @@ from vedette.models.errors import ModelsError
 from vedette.wire.errors import WireError
 
 CODE_KEY = "vedette-code"
-_MAX_DETAIL_CHARACTERS = 4000  # gRPC allows 8 KiB of metadata by default, and percent-encodes what is not ASCII
+_MAX_DETAIL_BYTES = 6000
+"""Of details as they travel: percent-encoded, in a header block of which clients take 8 KiB by default."""
 
 STATUS_OF: dict[type[errors.ControllerError], grpc.StatusCode] = {
     errors.InvalidInput: grpc.StatusCode.INVALID_ARGUMENT,
@@ -33,7 +34,7 @@ def public_error(exc: Exception) -> tuple[grpc.StatusCode, str, str]:
     """Return status, details and code to tell a caller of an error."""
     match exc:
         case errors.ControllerError():
-            return status_of(exc), exc.public_text[:_MAX_DETAIL_CHARACTERS], exc.code
+            return status_of(exc), _fitting(exc.public_text), exc.code
         case WireError():
             return grpc.StatusCode.INVALID_ARGUMENT, _lines("the message breaks its contract", exc), "bad-message"
         case ModelsError():
@@ -47,4 +48,15 @@ def status_of(exc: errors.ControllerError) -> grpc.StatusCode:
 
 
 def _lines(what: str, exc: Exception) -> str:
-    return f"{what}\n{exc}\n"[:_MAX_DETAIL_CHARACTERS]
+    return _fitting(f"{what}\n{exc}\n")
+
+
+def _fitting(text: str) -> str:
+    """Return as much of a text, from its start, as fits into details."""
+    travelled = 0
+    for place, character in enumerate(text):
+        is_plain = " " <= character <= "~" and character != "%"
+        travelled += 1 if is_plain else 3 * len(character.encode(errors="replace"))
+        if travelled > _MAX_DETAIL_BYTES:
+            return text[:place]
+    return text
