@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import socket
-import subprocess
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,7 +16,8 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
-from vedette.controller.demo.programs import Admin, DemoError, Programs, free_ports, program
+from vedette.controller.demo.fleet import Edge, LocalFleet
+from vedette.controller.demo.programs import DemoError
 from vedette.controller.demo.replay import Replay, captures, length_s, recorded
 
 _NAMES = ("edge-lyon", "edge-oslo", "edge-porto", "edge-turin", "edge-gent", "edge-cork", "edge-brno", "edge-graz")
@@ -29,7 +28,6 @@ _TRAIN_SECOND = ("shifted/softflowd-v9",)
 _WINDOW_S = 5
 _BEFORE_S = 60
 _MODEL = "flow-threat"
-_ENROLL = "enroll --token vdt1.… --config …/agent.toml"
 _COLUMNS = ("AGENT", "VERSION", "FLOWS/S", "P50", "P99", "FLOWS", "FLAGGED", "MEMORY")
 
 
@@ -52,17 +50,6 @@ class Options:
     directory: Path
 
 
-@dataclass(slots=True)
-class _Edge:
-    """One agent of the demo."""
-
-    name: str
-    config: Path
-    verdicts: Path
-    port: int
-    replay: Replay
-
-
 class Story:
     """One run of the demo.
 
@@ -75,13 +62,11 @@ class Story:
         self._options = options
         self._console = console
         self._root = options.directory
-        self._logs = self._root / "logs"
-        self._logs.mkdir(parents=True, exist_ok=True)
-        self._programs = Programs(self._logs)
-        self._edges: list[_Edge] = []
         self._begun = time.monotonic()
         self._step = 0
-        self._vedette = Admin(self._root / "controller/admin.toml", self._command)
+        self._fleet = LocalFleet(self._root, window_s=_WINDOW_S, say=self._command)
+        self._vedette = self._fleet.vedette
+        self._replays: list[Replay] = []
 
     def run(self) -> None:
         """Tell the whole story.
@@ -101,71 +86,44 @@ class Story:
         self._show_fleet(second)
         self._end(first, second)
         while self._options.keep:
-            self._programs.check()
+            self._fleet.programs.check()
             time.sleep(1)
 
     def stop(self) -> None:
         """Stop traffic and programs; may be called at any point, and again."""
-        for edge in self._edges:
-            edge.replay.stop()
-        self._programs.stop()
+        for replay in self._replays:
+            replay.stop()
+        self._fleet.stop()
 
     def _start_controller(self) -> None:
         self._heading("A controller: its own CA, keys, database and blob store")
-        listen, enrol, http = free_ports(3, socket.SOCK_STREAM)
-        home = self._root / "controller"
-        self._foreground("vedette-controller", "init", "--data-dir", str(home), "--listen", f"127.0.0.1:{listen}")
-        config = home / "controller.toml"
-        _replace_setting(config, "enrol_listen", f"127.0.0.1:{enrol}")
-        _replace_setting(config, "http", f"127.0.0.1:{http}")
-        self._command(f"vedette-controller serve --config …/{config.parent.name}/{config.name}")
-        self._programs.start("controller", [*program("vedette-controller"), "serve", "--config", str(config)])
-        self._programs.until("the controller", lambda: _listens(listen) and _listens(enrol), within_s=30)
+        listen, enrol = self._fleet.start_controller()
         self._note(f"serves on 127.0.0.1:{listen} (mTLS) and {enrol} (enrolment)")
 
     def _start_agents(self) -> None:
         count = self._options.agents
         self._heading(f"{count} agents: each enrols with a one-time token and makes a key that never leaves it")
-        ports = free_ports(count, socket.SOCK_DGRAM)
-        for place, port in enumerate(ports):
-            name = _NAMES[place % len(_NAMES)] + (f"-{place // len(_NAMES) + 1}" if place >= len(_NAMES) else "")
-            self._edges.append(self._agent(name, port, _BEFORE[place % len(_BEFORE)], shown=place == 0))
-        self._programs.until("all agents to connect", self._all_online, within_s=30)
+        self._fleet.start_agents([_name(place) for place in range(count)])
         self._note(f"{count} of {count} are connected")
-
-    def _agent(self, name: str, port: int, capture: str, *, shown: bool) -> _Edge:
-        home = self._root / "agents" / name
-        home.mkdir(parents=True)
-        edge = _Edge(
-            name,
-            home / "agent.toml",
-            home / "verdicts.jsonl",
-            port,
-            Replay(port, recorded(captures() / f"{capture}.pcap.gz"), self._options.factor),
-        )
-        edge.config.write_text(_agent_config(home, name, port))
-        made = self._vedette("token", "create", "--label", f"site={name.split('-')[1]}", quiet=not shown)
-        arguments = ["enroll", "--token", made["token"], "--config", str(edge.config)]
-        self._foreground("vedette-agent", *arguments, shown=_ENROLL if shown else "")
-        self._programs.start(name, [*program("vedette-agent"), "run", "--config", str(edge.config)])
-        return edge
 
     def _start_traffic(self) -> None:
         factor = self._options.factor
         self._heading(f"Traffic: export datagrams of real softflowd and pmacct, {factor:g} times their recorded pace")
-        for place, edge in enumerate(self._edges):
-            edge.replay.start()
-            self._note(f"{_BEFORE[place % len(_BEFORE)]:24} → {edge.name}, UDP 127.0.0.1:{edge.port}")
+        for place, edge in enumerate(self._fleet.edges):
+            capture = _BEFORE[place % len(_BEFORE)]
+            self._replays.append(Replay(edge.port, recorded(captures() / f"{capture}.pcap.gz"), factor))
+            self._replays[-1].start()
+            self._note(f"{capture:24} → {edge.name}, UDP 127.0.0.1:{edge.port}")
         if self._options.live:
-            self._start_live(self._options.live, self._edges[0])
+            self._start_live(self._options.live, self._fleet.edges[0])
 
-    def _start_live(self, interface: str, edge: _Edge) -> None:
+    def _start_live(self, interface: str, edge: Edge) -> None:
         found = shutil.which("softflowd") or shutil.which("/usr/sbin/softflowd")
         if found is None:
             raise DemoError("--live needs softflowd, which is not installed.\nInstall it: apt install softflowd")
         control = self._root / "softflowd.ctl"
         options = ["-d", "-v", "9", "-t", "maxlife=60", "-t", "expint=1", "-c", str(control)]
-        self._programs.start("softflowd", [found, *options, "-i", interface, "-n", f"127.0.0.1:{edge.port}"])
+        self._fleet.programs.start("softflowd", [found, *options, "-i", interface, "-n", f"127.0.0.1:{edge.port}"])
         self._note(f"softflowd watches {interface:14} → {edge.name}")
 
     def _train(self, dataset: str, names: tuple[str, ...]) -> str:
@@ -192,7 +150,7 @@ class Story:
 
     def _show_fleet(self, version: str) -> None:
         reported = f"telemetry of {version} from every agent"
-        self._programs.until(reported, lambda: self._all_reported(version), within_s=60)
+        self._fleet.programs.until(reported, lambda: self._all_reported(version), within_s=60)
         table = Table(box=None, header_style="bold", padding=(0, 2, 0, 0))
         for place, name in enumerate(_COLUMNS):
             table.add_column(name, justify="left" if place < 2 else "right")
@@ -203,7 +161,7 @@ class Story:
         self._show_verdict()
 
     def _show_verdict(self) -> None:
-        for edge in self._edges:
+        for edge in self._fleet.edges:
             line = _newest_flagged(edge.verdicts)
             if line is None:
                 continue
@@ -218,13 +176,13 @@ class Story:
         self._heading("The traffic mix changes: backups, a chatty UDP service, fewer web pages")
         before = self._vedette("drift", _MODEL, "--window", f"{_BEFORE_S}s")
         longest = 0.0
-        for place, edge in enumerate(self._edges):
+        for place, replay in enumerate(self._replays):
             changed = recorded(captures() / f"{_AFTER[place % len(_AFTER)]}.pcap.gz")
             longest = max(longest, length_s(changed) / self._options.factor)
-            edge.replay.play(changed)
-        self._programs.until(
+            replay.play(changed)
+        self._fleet.programs.until(
             "the changed traffic to play once",
-            lambda: all(edge.replay.rounds >= 1 for edge in self._edges),
+            lambda: all(replay.rounds >= 1 for replay in self._replays),
             within_s=longest + 30,
         )
         time.sleep(_WINDOW_S)  # the last window of the changed traffic travels
@@ -233,46 +191,33 @@ class Story:
             self._note(line)
 
     def _end(self, first: str, second: str) -> None:
-        sent = sum(edge.replay.sent for edge in self._edges)
-        written = sum(_count_lines(edge.verdicts) for edge in self._edges)
+        sent = sum(replay.sent for replay in self._replays)
+        written = sum(_count_lines(edge.verdicts) for edge in self._fleet.edges)
         took = time.monotonic() - self._begun
         self._heading("Done")
         self._note(f"{sent:,} datagrams replayed, {written:,} verdict lines written in {took:.0f} s")
-        self._note(f"{first} and {second} trained, signed and rolled out to {len(self._edges)} agents")
+        self._note(f"{first} and {second} trained, signed and rolled out to {len(self._fleet.edges)} agents")
         if not self._options.keep:
             self._note("Run it with --keep to go on looking. Then, in another terminal:")
         else:
             self._note("Everything goes on until Ctrl-C. In another terminal:")
-        context = self._root / "controller/admin.toml"
         for line in (
-            f"export VEDETTE_CONTEXT={context if self._options.keep else '…/controller/admin.toml'}",
+            f"export VEDETTE_CONTEXT={self._fleet.context if self._options.keep else '…/controller/admin.toml'}",
             "vedette                         the fleet and the next step",
             "vedette agent ls                who runs what",
             f"vedette drift {_MODEL}       how far the traffic is from what the model knows",
             f"vedette model show {second}   lineage, metrics, builds, who signed",
-            f"vedette-agent status --config {self._edges[0].config if self._options.keep else '…/agent.toml'}",
-            f"tail -f {self._edges[0].verdicts if self._options.keep else '…/verdicts.jsonl'}",
+            f"vedette-agent status --config {self._fleet.edges[0].config if self._options.keep else '…/agent.toml'}",
+            f"tail -f {self._fleet.edges[0].verdicts if self._options.keep else '…/verdicts.jsonl'}",
         ):
             self._console.print(f"    [bold]{line}[/bold]", highlight=False, soft_wrap=True)
-
-    def _all_online(self) -> bool:
-        agents = self._vedette("agent", "ls", quiet=True)
-        return len(agents) == len(self._edges) and all(agent["state"] == "healthy" for agent in agents)
 
     def _telemetry(self) -> list[dict[str, Any]]:
         return list(self._vedette("telemetry", "query", "--model", _MODEL, "--last", "10m", quiet=True))
 
     def _all_reported(self, version: str) -> bool:
         reported = {row["agent"] for row in self._telemetry() if row["version"] == version and row["rows"] > 0}
-        return reported >= {edge.name for edge in self._edges}
-
-    def _foreground(self, name: str, *arguments: str, shown: str | None = None) -> None:
-        """Run a program to its end, quietly; its own words are shown when it fails."""
-        if shown != "":
-            self._command(f"{name} {shown or ' '.join(arguments)}")
-        done = subprocess.run([*program(name), *arguments], capture_output=True, text=True, check=False)
-        if done.returncode:
-            raise DemoError(f"{name} {arguments[0]} ended with exit code {done.returncode}.\n{done.stderr.strip()}")
+        return reported >= {edge.name for edge in self._fleet.edges}
 
     def _heading(self, text: str) -> None:
         self._step += 1
@@ -300,33 +245,9 @@ def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:
     )
 
 
-def _agent_config(home: Path, name: str, port: int) -> str:
-    values: Mapping[str, Mapping[str, Any]] = {
-        "": {"state_dir": str(home / "state"), "name": name},
-        "source.netflow": {"listen": f"127.0.0.1:{port}"},
-        "inference": {"socket": str(home / "inference.sock")},
-        "sink.json": {"path": str(home / "verdicts.jsonl"), "emit": "flagged"},
-        "metrics": {"listen": ""},
-        "telemetry": {"interval_s": _WINDOW_S},
-        "link": {"retry_cap_s": 5},
-    }
-    parts = [
-        "\n".join([*([f"[{part}]"] if part else []), *(f"{key} = {json.dumps(value)}" for key, value in keys.items())])
-        for part, keys in values.items()
-    ]
-    return "\n".join(parts) + "\n"
-
-
-def _replace_setting(config: Path, key: str, value: str) -> None:
-    """Set a top-level text key of a TOML file that its program has just written."""
-    kept = [line for line in config.read_text().splitlines() if line.split("=")[0].strip() != key]
-    config.write_text("\n".join([f"{key} = {json.dumps(value)}", *kept]) + "\n")
-
-
-def _listens(port: int) -> bool:
-    with socket.socket() as probe:
-        probe.settimeout(0.5)
-        return probe.connect_ex(("127.0.0.1", port)) == 0
+def _name(place: int) -> str:
+    lap = place // len(_NAMES)
+    return _NAMES[place % len(_NAMES)] if lap == 0 else f"edge-{lap + 1}-{_NAMES[place % len(_NAMES)].split('-')[1]}"
 
 
 def _newest_flagged(verdicts: Path) -> dict[str, Any] | None:
