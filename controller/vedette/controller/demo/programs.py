@@ -53,6 +53,10 @@ class Programs:
         self._running.append((name, process))
         return process
 
+    def pids(self) -> dict[str, int]:
+        """Return the process of each program that runs, by its name."""
+        return {name: process.pid for name, process in self._running}
+
     def check(self) -> None:
         """Make sure that everything still runs.
 
