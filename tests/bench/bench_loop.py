@@ -1,6 +1,6 @@
 """What a controller and three agents cost together: idle with a model loaded, and under replayed traffic.
 
-Real processes, set up as in the demo. Memory is the proportional set size of all processes of a program, workers included.
+Real processes, set up as in the demo. Memory is the proportional set size of a program and its children.
 """
 
 from __future__ import annotations

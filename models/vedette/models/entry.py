@@ -11,7 +11,7 @@ from importlib.util import find_spec
 
 _BRINGS = {
     "agent": ("grpc", "onnxruntime", "psutil"),
-    "controller": ("grpc", "click", "rich", "sqlite_utils", "apscheduler", "onnx"),
+    "controller": ("grpc", "click", "rich", "pyarrow", "lightgbm", "onnx"),
 }
 """Libraries that only an extra brings, by extra."""
 
