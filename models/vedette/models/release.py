@@ -6,7 +6,6 @@ message; what it names by digest lies in the blob store. Signed by a release key
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -165,7 +164,7 @@ class Release:
                 "version": self.version,
                 "created": time_text(self.created),
                 "kind": self.kind,
-                "schema": json.loads(self.schema.to_bytes()) if self.schema else None,
+                "schema": self.schema.to_value() if self.schema else None,
                 "inputs": [_tensor_value(spec) for spec in self.inputs],
                 "outputs": [_tensor_value(spec) for spec in self.outputs],
                 "labels": list(self.labels),
@@ -194,7 +193,7 @@ class Release:
             version=read.whole("version", least=1),
             created=read.time("created"),
             kind=read.text("kind"),
-            schema=FeatureSchema.from_bytes(canonical_json(value["schema"])) if read.has("schema") else None,
+            schema=FeatureSchema.from_value(value["schema"]) if read.has("schema") else None,
             inputs=tuple(_tensor(item, "release.inputs") for item in read.items("inputs", most=64)),
             outputs=tuple(_tensor(item, "release.outputs") for item in read.items("outputs", most=64)),
             labels=texts(read.items("labels", most=1024), "release.labels"),

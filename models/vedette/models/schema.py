@@ -6,12 +6,10 @@ bytes. Extraction, training, the manifest and the agent's check of a model all c
 
 from __future__ import annotations
 
-import hashlib
-import json
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from vedette.models.errors import ModelsError
+from vedette.models.documents import DocumentError, Fields, canonical_json, digest_of, parse_json
 
 MAX_SCHEMA_BYTES = 1 << 20
 MAX_FEATURES = 4096
@@ -35,7 +33,7 @@ DTYPES = (
 Kind = Literal["flow", "tensor"]
 
 
-class SchemaError(ModelsError):
+class SchemaError(DocumentError):
     """A feature schema is not well formed, or says more than the limits allow."""
 
 
@@ -88,7 +86,7 @@ class FeatureSchema:
     @property
     def digest(self) -> str:
         """Return ``sha256:`` and the hexadecimal digest of the canonical bytes."""
-        return "sha256:" + hashlib.sha256(self.to_bytes()).hexdigest()
+        return digest_of(self.to_bytes())
 
     def index(self, name: str) -> int:
         """Return the column of a feature.
@@ -101,71 +99,54 @@ class FeatureSchema:
         except ValueError:
             raise SchemaError(f"schema {self.name!r} has no feature {name!r}") from None
 
-    def to_bytes(self) -> bytes:
-        """Return the canonical form: JSON in UTF-8, keys sorted, no spaces."""
-        document = {
+    def to_value(self) -> dict[str, Any]:
+        """Return the schema as a JSON value, for its own bytes and inside a release."""
+        return {
             "features": [
                 {"description": f.description, "dtype": f.dtype, "name": f.name, "unit": f.unit} for f in self.features
             ],
             "kind": self.kind,
             "name": self.name,
         }
-        return json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+
+    def to_bytes(self) -> bytes:
+        """Return the canonical form."""
+        return canonical_json(self.to_value())
+
+    @classmethod
+    def from_value(cls, value: Any) -> FeatureSchema:
+        """Return the schema of a parsed JSON value.
+
+        Raises:
+            DocumentError: It is none, or says more than the limits allow.
+        """
+        read = Fields(value, "schema", ("features", "kind", "name"))
+        features = tuple(_feature(item) for item in read.items("features", most=MAX_FEATURES))
+        return cls(read.text("name", most=MAX_TEXT), features, _kind(read.text("kind")))
 
     @classmethod
     def from_bytes(cls, raw: bytes) -> FeatureSchema:
         """Read a schema from its canonical bytes.
 
         Raises:
-            SchemaError: The bytes are too many, are no schema, or are not in canonical form.
+            DocumentError: The bytes are too many, are no schema, or are not in canonical form.
         """
-        if len(raw) > MAX_SCHEMA_BYTES:
-            raise SchemaError(f"schema is {len(raw)} bytes, limit {MAX_SCHEMA_BYTES} (MAX_SCHEMA_BYTES)")
-        try:
-            document = json.loads(raw)
-        except (ValueError, RecursionError) as exc:
-            raise SchemaError(f"schema of {len(raw)} bytes is not JSON: {exc}") from exc
-        schema = _schema_from(document)
-        if schema.to_bytes() != raw:
-            raise SchemaError(f"schema {schema.name!r} is not in canonical form (sorted keys, no spaces, UTF-8)")
-        return schema
+        return cls.from_value(parse_json(raw, "schema", limit=MAX_SCHEMA_BYTES))
 
 
-def _schema_from(document: Any) -> FeatureSchema:
-    members = _members(document, ("features", "kind", "name"), "schema")
-    rows = members["features"]
-    if not isinstance(rows, list) or len(rows) > MAX_FEATURES:
-        raise SchemaError(f"schema features must be a list of at most {MAX_FEATURES}")
-    texts = ("description", "dtype", "name", "unit")
-    features = tuple(
-        Feature(**{key: _text(m[key], key) for key in texts}) for m in (_members(r, texts, "feature") for r in rows)
+def _feature(value: Any) -> Feature:
+    read = Fields(value, "schema.features", ("description", "dtype", "name", "unit"))
+    return Feature(
+        read.text("name", most=MAX_TEXT), read.get("unit", str), read.get("description", str), read.text("dtype")
     )
-    return FeatureSchema(_text(members["name"], "name"), features, _kind(members["kind"]))
 
 
-def _members(value: Any, names: tuple[str, ...], what: str) -> dict[str, Any]:
-    if not isinstance(value, dict) or sorted(value) != list(names):
-        found = sorted(value) if isinstance(value, dict) else type(value).__name__
-        raise SchemaError(f"a {what} must have exactly the members {', '.join(names)}; found {str(found)[:200]}")
-    return value
-
-
-def _text(value: Any, key: str) -> str:
-    if not isinstance(value, str):
-        raise SchemaError(f"member {key} must be text, found {type(value).__name__}")
-    try:
-        value.encode()
-    except UnicodeEncodeError as exc:
-        raise SchemaError(f"member {key} holds characters that UTF-8 cannot carry") from exc
-    return value
-
-
-def _kind(value: Any) -> Kind:
-    if value == "flow":
+def _kind(text: str) -> Kind:
+    if text == "flow":
         return "flow"
-    if value == "tensor":
+    if text == "tensor":
         return "tensor"
-    raise SchemaError(f"schema kind is {str(value)[:40]!r}, known: {', '.join(KINDS)}")
+    raise SchemaError(f"schema kind is {text[:40]!r}, known: {', '.join(KINDS)}")
 
 
 def _first_repeated(names: tuple[str, ...]) -> str | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+from vedette.models.documents import DocumentError
 from vedette.models.flows.extract import FLOW_SCHEMA
 from vedette.models.schema import MAX_FEATURES, MAX_SCHEMA_BYTES, Feature, FeatureSchema, SchemaError
 
@@ -55,7 +56,7 @@ def test_flow_schema_names_no_address_port_number_or_clock() -> None:
     ],
 )
 def test_anything_else_is_refused(raw: bytes) -> None:
-    with pytest.raises(SchemaError):
+    with pytest.raises(DocumentError):
         FeatureSchema.from_bytes(raw)
 
 

@@ -15,7 +15,6 @@ from vedette.agent.domain.errors import AgentError
 from vedette.models.assignment import ASSIGNMENT_TYPE, Assignment, AtDeadline, Refusal, SlotAssignment, accept
 from vedette.models.documents import DocumentError
 from vedette.models.release import RELEASE_TYPE, Release
-from vedette.models.schema import SchemaError
 from vedette.models.signing import SignatureError, unseal
 from vedette.wire.values import DesiredState
 
@@ -112,7 +111,7 @@ def verify(
         )
     except SignatureError as exc:
         raise Refused("signature-invalid", str(exc), sequence) from exc
-    except (DocumentError, SchemaError) as exc:
+    except DocumentError as exc:
         raise Refused("document-invalid", str(exc), sequence) from exc
     except Refusal as exc:
         raise Refused(exc.code, str(exc), sequence) from exc
