@@ -52,6 +52,5 @@ def assignment(*releases: Release, **changes: Any) -> Assignment:
             SlotAssignment(item.model, item.model, item.version, item.digest, item.builds[0].digest)
             for item in releases
         ),
-        "settings": {"telemetry.interval_s": "60"},
     }
     return Assignment(**(whole | changes))

@@ -128,7 +128,7 @@ class FakeController:
     ) -> values.DesiredState:
         """Return a signed desired state in which each release serves in the slot of its name."""
         slots = tuple(SlotAssignment(r.model, r.model, r.version, r.digest, r.builds[builds].digest) for r in releases)
-        assignment = Assignment(agent_id, sequence, NOON, NOON + timedelta(days=30), AtDeadline.KEEP, slots, {})
+        assignment = Assignment(agent_id, sequence, NOON, NOON + timedelta(days=30), AtDeadline.KEEP, slots)
         return values.DesiredState(
             assignment=seal(ASSIGNMENT_TYPE, assignment.to_bytes(), self.assignment_key),
             releases=tuple(seal(RELEASE_TYPE, r.to_bytes(), self.release_key) for r in releases),

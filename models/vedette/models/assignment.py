@@ -9,11 +9,11 @@ is never applied; it names releases by digest, so both signed documents must agr
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 
-from vedette.models.documents import DocumentError, Fields, canonical_json, digest_of, parse_json, plain, time_text
+from vedette.models.documents import DocumentError, Fields, canonical_json, digest_of, parse_json, time_text
 from vedette.models.errors import ModelsError
 from vedette.models.release import Release, check_model_name
 
@@ -62,7 +62,6 @@ class Assignment:
     not_after: datetime
     at_deadline: AtDeadline
     slots: tuple[SlotAssignment, ...]
-    settings: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         names = [slot.slot for slot in self.slots]
@@ -94,7 +93,6 @@ class Assignment:
                     }
                     for slot in self.slots
                 ],
-                "settings": plain(self.settings),
             }
         )
 
@@ -105,7 +103,7 @@ class Assignment:
         Raises:
             DocumentError: They are no assignment; the message names field, value and limit.
         """
-        known = ("format", "agent", "sequence", "issued", "not_after", "at_deadline", "slots", "settings")
+        known = ("format", "agent", "sequence", "issued", "not_after", "at_deadline", "slots")
         read = Fields(parse_json(data, "assignment"), "assignment", known)
         if (found := read.whole("format")) != _FORMAT:
             raise DocumentError(f"assignment.format is {found}, this version reads {_FORMAT}")
@@ -119,7 +117,6 @@ class Assignment:
             not_after=read.time("not_after"),
             at_deadline=AtDeadline(deadline),
             slots=tuple(_slot(item) for item in read.items("slots", most=MAX_SLOTS)),
-            settings=read.mapping("settings", str, most=64),
         )
 
 

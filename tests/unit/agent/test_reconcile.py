@@ -43,7 +43,7 @@ def slot_of(one: Release) -> SlotAssignment:
 
 def assignment(*releases: Release, sequence: int = 5, **changes: Any) -> Assignment:
     made = Assignment(
-        AGENT_ID, sequence, NOON, NOON + timedelta(days=30), AtDeadline.KEEP, tuple(map(slot_of, releases)), {}
+        AGENT_ID, sequence, NOON, NOON + timedelta(days=30), AtDeadline.KEEP, tuple(map(slot_of, releases))
     )
     return replace(made, **changes)
 
@@ -101,7 +101,7 @@ def test_an_older_sequence_is_refused_whatever_the_clock_says() -> None:
 
 
 def test_the_same_assignment_again_is_fine_and_another_of_its_number_is_not() -> None:
-    first, other = assignment(release()), assignment(release(), settings={"a": "b"})
+    first, other = assignment(release()), assignment(release(), not_after=NOON + timedelta(days=31))
     check(desired(first, release()), highest=5, digest=first.digest)
     with pytest.raises(Refused) as caught:
         check(desired(other, release()), highest=5, digest=first.digest)

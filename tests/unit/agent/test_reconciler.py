@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, cast
@@ -101,8 +102,8 @@ class Bench:
     def codes(self) -> list[str]:
         return [held.code for held in self.conditions.current()]
 
-    def want(self, version: int, sequence: int, **changes: Any) -> DesiredState:
-        one = release(version=version)
+    def want(self, version: int, sequence: int, lineage: dict[str, str] | None = None, **changes: Any) -> DesiredState:
+        one = replace(release(version=version), lineage=lineage or {})
         word = desired(assignment(one, sequence=sequence, **changes), one)
         self.reconciler.desired(word)
         return word
@@ -262,10 +263,10 @@ async def test_a_disk_that_is_full_when_storing_is_told_and_what_runs_goes_on(tm
         await bench.outcome(5, Outcome.APPLIED)
         pages = bench.state._connection.execute("PRAGMA page_count").fetchone()[0]
         bench.state._connection.execute(f"PRAGMA max_page_count = {pages}")
-        bench.want(2, sequence=6, settings={"padding": "x" * 30_000})
+        bench.want(2, sequence=6, lineage={"padding": "x" * 30_000})
         assert bench.codes == ["state-failed"]
         assert bench.serving.actives["flow-threat"].build == slot_of(release(version=1))
         bench.state._connection.execute("PRAGMA max_page_count = 1000000")
-        bench.want(2, sequence=6, settings={"padding": "x" * 30_000})
+        bench.want(2, sequence=6, lineage={"padding": "x" * 30_000})
         await bench.outcome(6, Outcome.APPLIED)
         assert bench.codes == []
