@@ -141,9 +141,9 @@ class Collector:
 
     def _queue(self, datagram: Datagram) -> None:
         size = len(datagram.payload)
-        self.counters.datagrams += 1
-        self.counters.bytes += size
-        with self._lock:
+        with self._lock:  # around the counts too: whoever sees a datagram counted finds it queued or dropped
+            self.counters.datagrams += 1
+            self.counters.bytes += size
             if self._bytes + size + _OVERHEAD_BYTES > self._queue_bytes:
                 self.counters.dropped_queue += 1
                 return
