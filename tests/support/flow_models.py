@@ -8,6 +8,8 @@ from functools import cache
 import numpy as np
 import numpy.typing as npt
 from onnx import TensorProto, helper
+from vedette.controller.conversion.models import cascade_to_onnx
+from vedette.controller.conversion.parity import open_session
 from vedette.models.flows.extract import FLOW_SCHEMA, FlowExtractor
 from vedette.models.flows.netflow import FlowDecoder
 from vedette.models.golden import Golden
@@ -15,6 +17,7 @@ from vedette.models.profile import ReferenceProfile
 from vedette.models.release import Build, Release, TensorSpec, Tolerance
 
 from tests.support.captures import capture_datagrams
+from tests.support.flow_training import capture_training, flow_threat
 from tests.support.tiny_models import Shelf, model_bytes
 
 LABELS = ("benign", "scan")
@@ -77,6 +80,35 @@ def flow_release(shelf: Shelf, version: int = 1, *, bias: float = -5.0) -> Relea
     scores = outputs["score"].astype(np.float32)
     reference = ReferenceProfile.fit(FLOW_SCHEMA.names, features, scores, scores >= 0.5)
     golden = Golden({"features": features[:32]}, {name: array[:32] for name, array in outputs.items()})
+    return _release(shelf, version, LABELS, onnx=flow_onnx(bias), golden=golden, reference=reference)
+
+
+def trained_release(shelf: Shelf, *captures: str) -> Release:
+    """Return a release of what the flow-threat recipe, with its defaults, learns from some captures."""
+    recipe = flow_threat()
+    trained = recipe.train(capture_training(*captures), recipe.spec.resolve({}), lambda *_: None)
+    onnx = cascade_to_onnx(trained.fitted)
+    session, names = open_session(onnx), ["score", "label", "probabilities"]
+
+    def given(rows: npt.NDArray[np.float32]) -> dict[str, npt.NDArray[np.generic]]:
+        return dict(zip(names, session.run(names, {"features": rows}), strict=True))
+
+    usual = trained.reference_rows
+    scores = given(usual)["score"].astype(np.float32)
+    reference = ReferenceProfile.fit(FLOW_SCHEMA.names, usual, scores, scores >= trained.threshold)
+    golden = Golden({"features": trained.golden_rows}, given(trained.golden_rows))
+    return _release(shelf, 1, trained.classes, onnx=onnx, golden=golden, reference=reference)
+
+
+def _release(
+    shelf: Shelf,
+    version: int,
+    labels: tuple[str, ...],
+    *,
+    onnx: bytes,
+    golden: Golden,
+    reference: ReferenceProfile,
+) -> Release:
     return Release(
         model="flow-threat",
         version=version,
@@ -87,11 +119,11 @@ def flow_release(shelf: Shelf, version: int = 1, *, bias: float = -5.0) -> Relea
         outputs=(
             TensorSpec("score", "float32", (-1,)),
             TensorSpec("label", "int64", (-1,)),
-            TensorSpec("probabilities", "float32", (-1, 2)),
+            TensorSpec("probabilities", "float32", (-1, len(labels))),
         ),
-        labels=LABELS,
+        labels=labels,
         threshold=0.5,
-        builds=(Build("onnx-fp32", shelf.put(flow_onnx(bias)), Tolerance(1e-5, 1e-5)),),
+        builds=(Build("onnx-fp32", shelf.put(onnx), Tolerance(1e-5, 1e-5)),),
         golden=shelf.put(golden.to_bytes()),
         reference=shelf.put(reference.to_bytes()),
     )
