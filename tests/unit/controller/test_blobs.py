@@ -1,3 +1,4 @@
+import contextlib
 import hashlib
 import resource
 import signal
@@ -17,15 +18,20 @@ def blobs(tmp_path: Path) -> BlobStore:
     return BlobStore(tmp_path / "blobs")
 
 
-@pytest.fixture
+@contextlib.contextmanager
 def small_files() -> Iterator[None]:
-    """Let this process write files of at most 8 KiB, as a full disk would."""
+    """Let this process write files of at most 8 KiB, as a full disk would.
+
+    No fixture: the limit is the whole process's, and a test report that goes to a file would break on it.
+    """
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (8192, before[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    signal.signal(signal.SIGXFSZ, handler)
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
 
 
 def leftovers(blobs: BlobStore, tmp_path: Path) -> list[Path]:
@@ -56,13 +62,13 @@ def test_an_oversized_upload_is_refused_and_leaves_nothing(blobs: BlobStore, tmp
     assert not blobs.has(DIGEST)
 
 
-@pytest.mark.usefixtures("small_files")
 def test_a_full_disk_is_typed_and_leaves_nothing(blobs: BlobStore, tmp_path: Path):
     for chunk_bytes in (1000, len(DATA)):
-        with pytest.raises(DiskFull, match="no room"):
+        with small_files(), pytest.raises(DiskFull, match="no room"):
             blobs.put(DATA[i : i + chunk_bytes] for i in range(0, len(DATA), chunk_bytes))
         assert leftovers(blobs, tmp_path) == []
-    assert blobs.put(b"small").size == 5
+    with small_files():
+        assert blobs.put(b"small").size == 5
 
 
 def test_writes_that_never_ended_are_swept_at_the_next_start(blobs: BlobStore, tmp_path: Path):
