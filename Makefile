@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 ARGS ?=
 SOURCES := agent controller models proto tests
 
-.PHONY: dev demo test check bench protos format clean
+.PHONY: dev demo test test-root check bench protos format clean
 dev: $(VENV)/.ready
 
 $(VENV)/.ready: pyproject.toml constraints.txt
@@ -20,6 +20,10 @@ demo: dev
 
 test: dev
 	$(BIN)/python -m pytest -m 'not root and not gpu' $(ARGS)
+
+# What needs root: disks that are really full.
+test-root: dev
+	$(BIN)/python -m pytest -m 'root and not gpu' $(ARGS)
 
 check: dev
 	$(BIN)/ruff format --check $(SOURCES)

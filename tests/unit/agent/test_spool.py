@@ -12,10 +12,11 @@ from pathlib import Path
 
 import pytest
 from vedette.agent.adapters.spool import Spool
-from vedette.agent.domain.errors import DiskFull
+from vedette.agent.domain.errors import DiskFull, StateError
 from vedette.wire.values import Gap, TelemetryBatch, Window
 
 from tests.support.clock import NOON
+from tests.support.disks import BALLAST, full_disk
 
 BIG = 10**9
 
@@ -91,7 +92,9 @@ def test_a_batch_that_is_being_sent_is_not_dropped(path: Path) -> None:
         spool.append([window(1, os.urandom(800))])
     assert spool.oldest() == sending
     batches = drain(spool)
-    assert told(batches) == (7 + sum(w.rows for b in batches[1:] for w in b.windows), spool.rows_dropped)
+    arrived, lost = told(batches)
+    assert arrived + lost == 17
+    assert spool.batches_dropped == lost > 0
     assert sum(told(batches)) == 17
 
 
@@ -110,12 +113,12 @@ def test_a_batch_the_controller_will_never_take_becomes_a_gap_and_a_refused_gap_
 def test_a_full_disk_loses_the_batch_and_the_next_one_says_so(path: Path) -> None:
     spool = Spool(path, BIG, boot_epoch=1)
     spool.append([window(1)])
-    pages = spool._connection.execute("PRAGMA page_count").fetchone()[0]
-    spool._connection.execute(f"PRAGMA max_page_count = {pages}")
+    pages = spool._open().execute("PRAGMA page_count").fetchone()[0]
+    spool._open().execute(f"PRAGMA max_page_count = {pages}")
     for rows in (20, 30):
         with pytest.raises(DiskFull):
             spool.append([window(rows, os.urandom(100_000))])
-    spool._connection.execute("PRAGMA max_page_count = 1000000")
+    spool._open().execute("PRAGMA max_page_count = 1000000")
     spool.append([window(4)])
     batches = drain(spool)
     assert [b.sequence for b in batches] == [1, 4]
@@ -125,9 +128,64 @@ def test_a_full_disk_loses_the_batch_and_the_next_one_says_so(path: Path) -> Non
 def test_a_damaged_file_costs_telemetry_and_nothing_else(path: Path) -> None:
     path.write_bytes(b"this is no database, and long enough to be taken for one" * 100)
     spool = Spool(path, BIG, boot_epoch=1)
-    assert spool.was_damaged
+    assert spool.times_damaged == 1
     spool.append([window()])
     assert len(drain(spool)) == 1
+
+
+def test_damage_that_shows_while_it_is_used_is_mended_at_the_next_use(path: Path) -> None:
+    spool = Spool(path, BIG, boot_epoch=1)
+    for _ in range(20):
+        spool.append([window(7, os.urandom(20_000))])
+    spool._open().execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    spool._open().execute("PRAGMA cache_size = 0")
+    with path.open("r+b") as file:
+        file.seek(4096)
+        file.write(b"\xff" * 300_000)
+    with pytest.raises(StateError):
+        drain(spool)
+    spool.append([window()])
+    assert spool.times_damaged == 1
+    assert told(drain(spool)) == (1, 0)
+
+
+def test_a_file_that_cannot_be_opened_now_is_kept_and_opened_later(path: Path) -> None:
+    spool = Spool(path, BIG, boot_epoch=1)
+    spool.append([window(5)])
+    spool.close()
+    path.rename(path.with_suffix(".away"))
+    path.mkdir()
+    spool = Spool(path, BIG, boot_epoch=2)
+    with pytest.raises(StateError, match=r"spool\.db"):
+        spool.append([window(6)])
+    path.rmdir()
+    path.with_suffix(".away").rename(path)
+    spool.append([window(7)])
+    assert (spool.times_damaged, spool.batches_dropped) == (0, 1)
+    assert told(drain(spool)) == (12, 6)
+
+
+@pytest.mark.root
+def test_on_a_truly_full_disk_it_opens_sends_and_deletes_and_counts_what_it_loses(tmp_path: Path) -> None:
+    with full_disk(tmp_path) as fill:
+        path = tmp_path / "spool.db"
+        spool = Spool(path, BIG, boot_epoch=1)
+        for rows in range(1, 101):
+            spool.append([window(rows, bytes(10_000))])
+        spool.close()
+        fill()
+        spool = Spool(path, BIG, boot_epoch=2)
+        assert spool.times_damaged == 0
+        for _ in range(3):
+            with pytest.raises(DiskFull, match=r"spool\.db: \d+ bytes free"):
+                spool.append([window(1000, os.urandom(50_000))])
+        assert told(drain(spool)) == (5050, 0)
+        assert spool.is_empty
+        (tmp_path / BALLAST).unlink()
+        spool.append([window(1)])
+        assert told(drain(spool)) == (1, 3000)
+        assert spool.reserve.is_there
+        spool.close()
 
 
 def test_a_flipped_bit_in_a_batch_is_told_as_a_gap(path: Path) -> None:

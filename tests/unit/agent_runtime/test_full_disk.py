@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-from collections.abc import Iterator
-from contextlib import suppress
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from vedette.agent.domain.errors import InstallCode, InstallFailed
 
 from tests.support.appliance import Appliance
+from tests.support.disks import full_disk
 from tests.support.tiny_models import assigned, flow_rows
 
 SLOT = "flow-threat"
@@ -20,30 +19,22 @@ SLOT = "flow-threat"
 pytestmark = pytest.mark.root
 
 
-@pytest.fixture
-def disk(tmp_path: Path) -> Iterator[Path]:
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=48m", "tmpfs", str(tmp_path)], check=True)
-    yield tmp_path
-    subprocess.run(["umount", "--lazy", str(tmp_path)], check=True)
-
-
-def fill(path: Path) -> None:
-    with suppress(OSError), path.open("wb", buffering=0) as ballast:
-        while ballast.write(bytes(4096)):
-            pass
-
-
 async def version_that_answers(appliance: Appliance) -> int:
     return (await appliance.serving.infer(SLOT, {"features": flow_rows(2)})).release.version
 
 
-async def test_an_agent_starts_serves_falls_back_and_remembers_it_on_a_full_disk(disk: Path) -> None:
+async def test_an_agent_starts_serves_falls_back_and_remembers_it_on_a_full_disk(tmp_path: Path) -> None:
+    with full_disk(tmp_path, "48m") as fill:
+        await fall_back_on(tmp_path, fill)
+
+
+async def fall_back_on(disk: Path, fill: Callable[[], None]) -> None:
     appliance = Appliance(disk)
     releases = [appliance.shelf.flow_release(version) for version in (1, 2, 3)]
     for release in releases[:2]:
         await appliance.serving.install(assigned(release), release, appliance.fetch)
     await appliance.close()
-    fill(disk / "ballast")
+    fill()
 
     appliance = Appliance(disk)
     await appliance.serving.start()

@@ -1,17 +1,18 @@
 from __future__ import annotations
 
 import sqlite3
-import subprocess
-from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from vedette.agent.adapters.state import RESERVE_BYTES, Documents, Migration, Sequences, State
+from vedette.agent.adapters.reserve import RESERVE_BYTES
+from vedette.agent.adapters.state import Documents, Migration, Sequences, State
 from vedette.agent.domain.errors import DiskFull, StateError
 from vedette.agent.domain.slots import SlotRecord
 from vedette.models.assignment import SlotAssignment
 from vedette.wire.values import SlotState
+
+from tests.support.disks import full_disk
 
 NOON = datetime(2026, 11, 23, 12, tzinfo=UTC)
 
@@ -162,37 +163,27 @@ def test_a_full_disk_costs_the_reserve_and_room_brings_it_back(tmp_path: Path) -
     state = State(tmp_path / "state.db", max_pages=pages)
     with pytest.raises(DiskFull):
         state.save_slot(SlotRecord("m", candidate=build(2), stage=SlotState.DOWNLOADING), bytes(1_000_000))
-    assert not state.has_reserve
+    assert not state.reserve.is_there
     assert state.begin_boot() == 1
-    assert state.has_reserve
+    assert state.reserve.is_there
     state.close()
-
-
-def fill(path: Path) -> None:
-    """Write until there is no room."""
-    with suppress(OSError), path.open("wb", buffering=0) as ballast:
-        while ballast.write(bytes(4096)):
-            pass
 
 
 @pytest.mark.root
 def test_on_a_truly_full_disk_a_start_and_a_quarantine_are_still_written_down(tmp_path: Path) -> None:
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(tmp_path)], check=True)
-    try:
+    with full_disk(tmp_path) as fill:
         state = State(tmp_path / "state.db")
         state.begin_boot()
         state.close()
-        fill(tmp_path / "ballast")
+        fill()
         state = State(tmp_path / "state.db")
         assert state.begin_boot() == 2
         fallen = SlotRecord("m", active=build(1), stage=SlotState.ACTIVE)
         state.save_slot_and_quarantine(fallen, build(2).build, "died thrice", NOON)
-        assert not state.has_reserve
+        assert not state.reserve.is_there
         again = reopened(state)
         assert (again.slot("m"), list(again.quarantine)) == (fallen, [build(2).build])
         again.close()
-    finally:
-        subprocess.run(["umount", str(tmp_path)], check=True)
 
 
 def test_the_file_is_readable_by_its_owner_alone(state: State) -> None:

@@ -2,8 +2,12 @@
 
 Rules: a batch is named by (boot epoch, sequence) once and for ever, from 1 without holes within a boot epoch, so that
 the controller counts it exactly once however often it is sent. Over budget the oldest goes first and becomes a gap
-of the same name, so that the loss itself arrives; a batch that is being sent is left alone. It has a file of its own: a
-damaged one costs telemetry, never the agent's state. Used from the event loop's thread.
+of the same name, so that the loss itself arrives; a batch that is being sent is left alone.
+
+It has a file of its own: a damaged one costs telemetry, never the agent's state, and one that cannot be opened is
+tried again at every use, while the agent serves. Telemetry never takes a disk's last bytes: a batch for which there is
+no room is lost and told as a gap. What waits can still be sent and deleted then, for which a reserve is kept. Used from
+the event loop's thread.
 """
 
 from __future__ import annotations
@@ -11,11 +15,13 @@ from __future__ import annotations
 import logging
 import sqlite3
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from google.protobuf.message import DecodeError
+from vedette.agent.adapters.blobs import storage_error
+from vedette.agent.adapters.reserve import RESERVE_BYTES, Reserve, again_when_full, free_bytes, is_disk_full
 from vedette.agent.domain.errors import DiskFull, StateError
 from vedette.wire.convert import BATCH
 from vedette.wire.errors import WireError
@@ -48,12 +54,9 @@ class Spool:
     """The spool of one agent.
 
     Args:
-        path: The database file; a damaged one is put aside and begun anew.
+        path: The database file; a damaged one is removed and begun anew.
         budget_bytes: Of all bodies together.
         boot_epoch: Of this run; larger than any before.
-
-    Raises:
-        StateError, DiskFull: The file cannot be opened or made.
     """
 
     def __init__(self, path: Path, budget_bytes: int, boot_epoch: int) -> None:
@@ -64,11 +67,12 @@ class Spool:
         self._unstored: Gap | None = None
         self._sending: tuple[int, int] | None = None
         self.batches_dropped = 0
-        self.rows_dropped = 0
-        self.was_damaged = False
+        self.times_damaged = 0
+        self.reserve = Reserve(path)
         self._bytes = 0
-        self._connection = self._opened()
-        self._bytes = self._measured()
+        self._connection: sqlite3.Connection | None = None
+        with suppress(DiskFull, StateError):  # the first use says so
+            self._open()
 
     @property
     def bytes_waiting(self) -> int:
@@ -90,21 +94,23 @@ class Spool:
         self._sequence += 1
         gaps = (self._unstored,) if self._unstored else ()
         batch = TelemetryBatch(boot_epoch=self._boot_epoch, sequence=self._sequence, windows=tuple(windows), gaps=gaps)
-        rows = sum(window.rows for window in windows)
+        rows, body = sum(window.rows for window in windows), _encoded(batch)
         try:
+            _check_room(self._path, len(body))
             with self._transaction() as connection:
-                self._put(connection, _Stored(self._boot_epoch, self._sequence, None, rows, _encoded(batch)))
+                self._put(connection, _Stored(self._boot_epoch, self._sequence, None, rows, body))
                 self._trim(connection)
         except (DiskFull, StateError):
             self._lose(rows)
             raise
         self._unstored = None
 
+    @again_when_full
     def oldest(self) -> TelemetryBatch | None:
         """Return the batch to send next and hold it until it is acknowledged or let go; None when nothing waits.
 
         Raises:
-            StateError: The file failed.
+            StateError, DiskFull: The file failed.
         """
         with self._transaction() as connection:
             row = connection.execute(f"{_OLDEST} ORDER BY boot_epoch, sequence LIMIT 1").fetchone()
@@ -118,12 +124,14 @@ class Spool:
         self._sending = (stored.boot_epoch, stored.sequence)
         return batch
 
+    @again_when_full
     def acknowledge(self, boot_epoch: int, sequence: int) -> None:
         """Delete a batch that the controller has committed."""
         with self._transaction() as connection:
             self._remove(connection, boot_epoch, sequence)
         self._sending = None
 
+    @again_when_full
     def refuse(self, boot_epoch: int, sequence: int, reason: str) -> None:
         """Give up a batch that the controller will never take: it becomes a gap; a refused gap is deleted."""
         query = f"{_OLDEST} WHERE boot_epoch = ? AND sequence = ?"
@@ -137,7 +145,8 @@ class Spool:
 
     def close(self) -> None:
         """Close the file."""
-        self._connection.close()
+        if self._connection is not None:
+            self._connection.close()
 
     def _trim(self, connection: sqlite3.Connection) -> None:
         """Turn the oldest whole batches into gaps until the budget holds; then the oldest gaps go."""
@@ -154,7 +163,6 @@ class Spool:
     def _drop(self, connection: sqlite3.Connection, stored: _Stored, reason: str) -> _Stored:
         """Replace a batch by a gap of the same name, joined with the gap before it."""
         self.batches_dropped += 1
-        self.rows_dropped += stored.rows
         first, rows = stored.sequence, stored.rows
         before = connection.execute(
             "SELECT gap_from, rows FROM batches WHERE boot_epoch = ? AND sequence = ? AND gap_from IS NOT NULL",
@@ -186,38 +194,44 @@ class Spool:
         self._unstored = Gap(first_sequence=first, last_sequence=self._sequence, rows=rows, reason="disk failed")
         self.batches_dropped += 1
 
-    def _opened(self) -> sqlite3.Connection:
-        try:
-            return _connect(self._path)
-        except StateError as exc:
-            logger.warning("%s; telemetry that waited in it is lost", exc)
-            self.was_damaged = True
-            for suffix in ("", "-wal", "-shm"):
-                self._path.with_name(self._path.name + suffix).unlink(missing_ok=True)
-            return _connect(self._path)
-
-    def _measured(self) -> int:
-        with self._transaction() as connection:
-            return int(connection.execute("SELECT coalesce(sum(length(body)), 0) FROM batches").fetchone()[0])
+    @again_when_full
+    def _open(self) -> sqlite3.Connection:
+        """Open the file if that was not done yet; a damaged one is removed."""
+        if self._connection is None:
+            try:
+                self._connection, self._bytes = _connect(self._path)
+            except _Damaged as exc:
+                logger.warning("%s; telemetry that waited in it is lost", exc)
+                self.times_damaged += 1
+                for suffix in ("", "-wal", "-shm"):
+                    self._path.with_name(self._path.name + suffix).unlink(missing_ok=True)
+                self._connection, self._bytes = _connect(self._path)
+        return self._connection
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
+        connection = self._open()
         before = self._bytes
         try:
-            self._connection.execute("BEGIN IMMEDIATE")
+            connection.execute("BEGIN IMMEDIATE")
             try:
-                yield self._connection
-                self._connection.execute("COMMIT")
+                yield connection
+                connection.execute("COMMIT")
             except BaseException:
                 self._bytes = before
-                if self._connection.in_transaction:  # SQLite rolls back by itself on a full disk
-                    self._connection.execute("ROLLBACK")
+                if connection.in_transaction:  # SQLite rolls back by itself on a full disk
+                    connection.execute("ROLLBACK")
                 raise
         except sqlite3.Error as exc:
-            raise _translated(exc, self._path) from exc
+            error = _translated(exc, self._path)
+            if isinstance(error, _Damaged):  # the next use opens it anew, which mends or replaces it
+                connection.close()
+                self._connection = None
+            raise error from exc
 
 
-def _connect(path: Path) -> sqlite3.Connection:
+def _connect(path: Path) -> tuple[sqlite3.Connection, int]:
+    """Return an open spool and how many bytes wait in it; reading them all finds most damage."""
     try:
         path.touch(mode=0o600, exist_ok=True)
         connection = sqlite3.connect(path, timeout=5.0, isolation_level=None)
@@ -225,22 +239,42 @@ def _connect(path: Path) -> sqlite3.Connection:
             connection.execute("PRAGMA journal_mode = WAL")
             # FULL: an acknowledged batch must stay deleted and a numbered one must stay stored across a power cut.
             connection.execute("PRAGMA synchronous = FULL")
+            # Small, so that a log which only takes deletions fits into the reserve and is used again from its start.
+            connection.execute("PRAGMA wal_autocheckpoint = 64")
             connection.execute(_SCHEMA)
-            connection.execute(_OLDEST).fetchone()
+            connection.execute(f"{_OLDEST} LIMIT 1").fetchone()
+            (waiting,) = connection.execute("SELECT coalesce(sum(length(body)), 0) FROM batches").fetchone()
         except sqlite3.Error:
             connection.close()
             raise
     except sqlite3.Error as exc:
         raise _translated(exc, path) from exc
     except OSError as exc:
-        raise StateError(f"the spool {path} cannot be opened: {exc}") from exc
-    return connection
+        raise storage_error(exc, path) from exc
+    return connection, int(waiting)
+
+
+def _check_room(path: Path, needed: int) -> None:
+    free = free_bytes(path.parent)
+    if free < needed + RESERVE_BYTES:
+        raise DiskFull(
+            f"no room for telemetry in {path}: {free} bytes free, {needed} and {RESERVE_BYTES} to spare wanted"
+        )
+
+
+class _Damaged(StateError):
+    """The file is no spool."""
+
+
+_DAMAGE = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR)  # the last: other tables or columns
 
 
 def _translated(exc: sqlite3.Error, path: Path) -> DiskFull | StateError:
-    if getattr(exc, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL:
+    if is_disk_full(exc, path.parent):
         return DiskFull(f"no room for telemetry in {path}: {exc}")
-    return StateError(f"the spool {path} failed: {getattr(exc, 'sqlite_errorname', '')}: {exc}")
+    is_damaged = getattr(exc, "sqlite_errorcode", 0) & 0xFF in _DAMAGE
+    kind = _Damaged if is_damaged else StateError
+    return kind(f"the spool {path} failed: {getattr(exc, 'sqlite_errorname', '')}: {exc}")
 
 
 def _encoded(batch: TelemetryBatch) -> bytes:

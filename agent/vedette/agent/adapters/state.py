@@ -5,25 +5,23 @@ Rules: WAL with ``synchronous=FULL``, because what is stored is acted on; one tr
 in the same file through :meth:`State.transaction` and bring their own migrations. Used from the event loop's thread
 only: a commit takes about a millisecond and happens when something changes, never for a flow or a request.
 
-Beside the file lies a reserve of :data:`RESERVE_BYTES`. When the disk is full it is given up, and what was being stored
-is tried once more, so that a start, a fallback or a quarantine is still written down; it is taken again when there is
-room.
+Beside the file lies a reserve. When the disk is full it is given up, and what was being stored is tried once more, so
+that a start, a fallback or a quarantine is still written down; it is taken again when there is room.
 """
 
 from __future__ import annotations
 
 import json
-import logging
-import os
 import sqlite3
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from functools import update_wrapper
 from pathlib import Path
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from typing import Any
 
+from vedette.agent.adapters.blobs import storage_error
+from vedette.agent.adapters.reserve import Reserve, again_when_full, is_disk_full
 from vedette.agent.domain.errors import DiskFull, StateError
 from vedette.agent.domain.slots import SlotRecord
 from vedette.models.assignment import SlotAssignment
@@ -31,21 +29,11 @@ from vedette.models.documents import time_text
 from vedette.models.errors import ModelsError
 from vedette.wire.values import SlotState
 
-RESERVE_BYTES = 1024 * 1024
-"""Enough for SQLite's log and index of some hundred small transactions."""
-
 _DROP_UNNAMED_RELEASES = (
     "DELETE FROM releases WHERE digest NOT IN (SELECT json_extract(build, '$.release') FROM"
     " (SELECT active AS build FROM slots UNION SELECT previous FROM slots UNION SELECT candidate FROM slots)"
     " WHERE build IS NOT NULL)"
 )
-_SHM_BYTES = 32 * 1024
-"""Of SQLite's index file, which every opening makes anew."""
-
-logger = logging.getLogger(__name__)
-
-P = ParamSpec("P")
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,24 +90,6 @@ class Quarantined:
     since: datetime
 
 
-def _again_when_full(store: Callable[Concatenate[State, P], T]) -> Callable[Concatenate[State, P], T]:
-    """Run a method that is one transaction once more when it found the disk full and that freed the reserve."""
-
-    def wrapped(self: State, /, *args: P.args, **kwargs: P.kwargs) -> T:
-        had_reserve = self.has_reserve
-        try:
-            done = store(self, *args, **kwargs)
-        except DiskFull:
-            if not had_reserve:
-                raise
-            return store(self, *args, **kwargs)
-        if not had_reserve:
-            self._take_reserve()
-        return done
-
-    return update_wrapper(wrapped, store)
-
-
 class State:
     """The state database.
 
@@ -135,17 +105,10 @@ class State:
 
     def __init__(self, path: Path, migrations: Sequence[Migration] = (), *, max_pages: int | None = None) -> None:
         self.path = path
-        self._reserve = path.with_name(path.name + ".reserve")
-        had_reserve = self.has_reserve
-        try:
-            self._connection = self._open(migrations, max_pages)
-        except DiskFull:
-            if not had_reserve:
-                raise
-            self._connection = self._open(migrations, max_pages)
-        if not had_reserve:
-            self._take_reserve()
+        self.reserve = Reserve(path)
+        self._connection = self._open(migrations, max_pages)
 
+    @again_when_full
     def _open(self, migrations: Sequence[Migration], max_pages: int | None) -> sqlite3.Connection:
         with self._translated():
             self.path.touch(mode=0o600, exist_ok=True)
@@ -158,23 +121,6 @@ class State:
                 connection.close()
                 raise
         return connection
-
-    @property
-    def has_reserve(self) -> bool:
-        """Whether the reserve is there to be given up."""
-        return self._reserve.is_file()
-
-    def _take_reserve(self) -> None:
-        try:
-            with self._reserve.open("ab") as file:
-                os.posix_fallocate(file.fileno(), 0, RESERVE_BYTES)
-        except OSError as exc:
-            logger.warning("no reserve for the state: %s: %s", self._reserve, exc.strerror)
-            self._give_reserve()
-
-    def _give_reserve(self) -> None:
-        with suppress(OSError):
-            self._reserve.unlink()
 
     def close(self) -> None:
         """Close the file. Closing twice is harmless."""
@@ -191,7 +137,7 @@ class State:
         with self._translated(), _transaction(self._connection) as connection:
             yield connection
 
-    @_again_when_full
+    @again_when_full
     def begin_boot(self) -> int:
         """Count one more start of the agent and return the boot epoch, from 1. It never repeats."""
         with self.transaction() as connection:
@@ -210,7 +156,7 @@ class State:
         text = self._read_fact("time_floor", None)
         return None if text is None else datetime.fromisoformat(text)
 
-    @_again_when_full
+    @again_when_full
     def raise_time_floor(self, to: datetime) -> None:
         """Store a later time floor; an earlier one changes nothing."""
         with self.transaction() as connection:
@@ -223,7 +169,7 @@ class State:
         """Where assignments stand."""
         return Sequences(**{name: int(self._read_fact(f"sequence_{name}", 0)) for name in Sequences.__slots__})
 
-    @_again_when_full
+    @again_when_full
     def accept(self, documents: Documents) -> None:
         """Store a verified assignment as desired and raise the highest sequence to it, in one transaction."""
         with self.transaction() as connection:
@@ -232,19 +178,19 @@ class State:
             _set_fact(connection, "sequence_desired", documents.sequence)
             _put_documents(connection, "desired", documents)
 
-    @_again_when_full
+    @again_when_full
     def attempt(self, sequence: int) -> None:
         """Store that applying an assignment has begun."""
         with self.transaction() as connection:
             _set_fact(connection, "sequence_attempted", sequence)
 
-    @_again_when_full
+    @again_when_full
     def fail(self, sequence: int) -> None:
         """Store that applying an assignment failed; what ran before still runs."""
         with self.transaction() as connection:
             _set_fact(connection, "sequence_failed", sequence)
 
-    @_again_when_full
+    @again_when_full
     def apply(self, documents: Documents) -> None:
         """Store that all an assignment says is so."""
         with self.transaction() as connection:
@@ -279,7 +225,7 @@ class State:
         row = self._one("SELECT * FROM slots WHERE slot = ?", name)
         return SlotRecord(name) if row is None else _record(row)
 
-    @_again_when_full
+    @again_when_full
     def save_slot(self, record: SlotRecord, release: bytes | None = None) -> None:
         """Store a slot's record, with the canonical bytes of its candidate's release when that is new.
 
@@ -290,14 +236,14 @@ class State:
                 connection.execute("INSERT OR REPLACE INTO releases VALUES (?, ?)", (record.candidate.release, release))
             _save_slot(connection, record)
 
-    @_again_when_full
+    @again_when_full
     def save_slot_and_quarantine(self, record: SlotRecord, build: str, reason: str, since: datetime) -> None:
         """Store a slot's record and that one of its builds is bad here, as one fact."""
         with self.transaction() as connection:
             connection.execute("INSERT OR IGNORE INTO quarantine VALUES (?, ?, ?)", (build, reason, time_text(since)))
             _save_slot(connection, record)
 
-    @_again_when_full
+    @again_when_full
     def remove_slot(self, name: str) -> None:
         """Forget a slot, there or not; what is quarantined stays so."""
         with self.transaction() as connection:
@@ -325,26 +271,17 @@ class State:
             row: sqlite3.Row | None = self._connection.execute(query, values).fetchone()
         return row
 
-    def _is_full(self, exc: sqlite3.Error) -> bool:
-        """Return whether an error means a full disk; where SQLite grows its index file it says "I/O error"."""
-        code = getattr(exc, "sqlite_errorcode", 0)
-        if code & 0xFF != sqlite3.SQLITE_IOERR:
-            return code == sqlite3.SQLITE_FULL
-        disk = os.statvfs(self.path.parent)
-        return disk.f_bavail * disk.f_frsize < _SHM_BYTES
-
     @contextmanager
     def _translated(self) -> Iterator[None]:
         try:
             yield
         except sqlite3.Error as exc:
-            if self._is_full(exc):
-                self._give_reserve()
+            if is_disk_full(exc, self.path.parent):
                 raise DiskFull(f"no room to store the agent's state in {self.path}: {exc}") from exc
             name = getattr(exc, "sqlite_errorname", type(exc).__name__)
             raise StateError(f"the agent's state {self.path} failed: {name}: {exc}") from exc
         except OSError as exc:
-            raise StateError(f"the agent's state {self.path} cannot be opened: {exc}") from exc
+            raise storage_error(exc, self.path) from exc
 
 
 def _configure(connection: sqlite3.Connection, max_pages: int | None) -> None:
