@@ -20,6 +20,10 @@ class Relay:
         """Let nothing through from now on, either way."""
         self._is_cut.set()
 
+    def mend(self) -> None:
+        """Let new connections through again; those that were cut stay mute."""
+        self._is_cut = asyncio.Event()
+
     @asynccontextmanager
     async def serving(self) -> AsyncIterator[Relay]:
         server = await asyncio.start_server(self._forward, "127.0.0.1", 0)
@@ -35,12 +39,12 @@ class Relay:
     async def _forward(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         far_reader, far_writer = await asyncio.open_connection("127.0.0.1", self._target_port)
         for source, sink in ((reader, far_writer), (far_reader, writer)):
-            self._pumps.add(asyncio.create_task(self._pump(source, sink)))
+            self._pumps.add(asyncio.create_task(self._pump(source, sink, self._is_cut)))
 
-    async def _pump(self, source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
+    async def _pump(self, source: asyncio.StreamReader, sink: asyncio.StreamWriter, is_cut: asyncio.Event) -> None:
         try:
             while data := await source.read(65536):
-                if self._is_cut.is_set():
+                if is_cut.is_set():
                     await asyncio.Event().wait()
                 sink.write(data)
                 await sink.drain()

@@ -252,7 +252,7 @@ class Agent:
             await self._clock.sleep(self._settings.telemetry.interval_s)
             self._close_window()
             if self._reconciler is not None:
-                self._reconciler.expire()
+                self._reconciler.look_again()
 
     def _close_window(self) -> None:
         usage = self._usage.read()
@@ -308,7 +308,7 @@ class Agent:
         )
         self._conditions.on_change = link.changed
         self._figures.link, self._figures.downloads, self._figures.reporter = link, downloads, reporter
-        self._reconciler = reconciler
+        self._figures.reconciler = self._reconciler = reconciler
         return link, reconciler, reporter
 
     def _enrolled(self) -> Identity | None:

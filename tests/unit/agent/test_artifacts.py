@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import os
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any, Self
 
 import grpc
 import pytest
@@ -202,6 +205,70 @@ async def test_a_download_that_would_fill_the_disk_is_refused_before_it_begins(
     with pytest.raises(DiskFull, match="reserved"):
         await _downloads(bulk, blobs).fetch(blob)
     assert controller.reads == []
+
+
+class FillingDisk:
+    """Has no room any more from the k-th write, flush or sync of a download on."""
+
+    def __init__(self, patch: pytest.MonkeyPatch, k: int) -> None:
+        self._left = k
+        real_open, real_fsync = Path.open, os.fsync
+
+        def opened(path: Path, mode: str = "r") -> Any:
+            file = real_open(path, mode)
+            return _Watched(file, self) if mode == "ab" else file
+
+        def synced(descriptor: int) -> None:
+            self.step()
+            real_fsync(descriptor)
+
+        patch.setattr(Path, "open", opened)
+        patch.setattr(os, "fsync", synced)
+
+    def step(self) -> None:
+        self._left -= 1
+        if self._left <= 0:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+class _Watched:
+    def __init__(self, file: Any, disk: FillingDisk) -> None:
+        self._file, self._disk = file, disk
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def write(self, data: bytes) -> None:
+        self._disk.step()
+        self._file.write(data)
+
+    def flush(self) -> None:
+        self._disk.step()
+        self._file.flush()
+
+
+WRITES = 2 * -(-len(DATA) // 1000) + 2  # a write and a flush a chunk, then the file and its folder are synced
+
+
+async def test_a_disk_that_is_full_at_any_write_fails_the_download_and_room_mends_it(
+    controller: FakeController, bulk: Bulk, tmp_path: Path
+) -> None:
+    blob = Blob(controller.add_blob(DATA), len(DATA))
+    for k in range(1, WRITES + 1):
+        blobs = Blobs(tmp_path / str(k))
+        with pytest.MonkeyPatch.context() as patch:
+            FillingDisk(patch, k)
+            with pytest.raises(DiskFull, match="No space left"):
+                await _downloads(bulk, blobs).fetch(blob)
+        path = await _downloads(bulk, blobs).fetch(blob)
+        assert path.read_bytes() == DATA
+        assert not blobs.partial_path(blob.digest).exists()
+    with pytest.MonkeyPatch.context() as patch:
+        FillingDisk(patch, WRITES + 1)
+        await _downloads(bulk, Blobs(tmp_path / "enough")).fetch(blob)
 
 
 async def test_cancelling_a_download_is_not_mistaken_for_a_lost_line(

@@ -18,6 +18,7 @@ from vedette.agent.adapters.telemetry import Reporter
 from vedette.agent.domain.backoff import Backoff
 from vedette.agent.domain.windows import Gauges, ScoredRows, Windows
 from vedette.models.profile import DataProfile, ReferenceProfile, latency_percentile
+from vedette.wire.limits import MAX_MESSAGE_BYTES
 from vedette.wire.values import BuildRef, Window
 
 from tests.support.clock import NOON, FakeClock
@@ -166,4 +167,17 @@ async def test_what_the_controller_will_never_take_arrives_as_a_gap(
         await controller.until(lambda c: len(c.committed) == 2)
     gap = controller.committed[4, 1].gaps[0]
     assert (gap.first_sequence, gap.last_sequence, gap.rows, gap.reason) == (1, 1, 1, "refused: too-large")
+    assert controller.committed[4, 2].windows[0].rows == 2
+
+
+async def test_a_batch_over_the_limit_of_a_message_becomes_a_gap_and_does_not_hold_up_the_rest(
+    controller: FakeController, agent_key: bytes, tmp_path: Path
+) -> None:
+    spool = Spool(tmp_path / "spool.db", 10**9, boot_epoch=4)
+    heavy = Window(start=NOON, end=NOON, slot="m", rows=5, profile=bytes(200_000))
+    spool.append([heavy] * (MAX_MESSAGE_BYTES // 200_000 + 1))
+    spool.append([Window(start=NOON, end=NOON, slot="m", rows=2)])
+    async with reporting(controller, agent_key, spool, FakeClock()):
+        await controller.until(lambda c: len(c.committed) == 2)
+    assert controller.committed[4, 1].gaps[0].reason == "refused: message-too-large"
     assert controller.committed[4, 2].windows[0].rows == 2

@@ -62,6 +62,7 @@ class Downloads:
         self._make_backoff = make_backoff
         self._silence_s = silence_s
         self.bytes_received = 0
+        self.damaged = 0  # whole downloads with another digest
 
     async def fetch(self, blob: Blob, is_wanted: Callable[[], bool] = lambda: True) -> Path:
         """Return the path of a whole, checked file, downloaded if need be, however long the link is down.
@@ -85,6 +86,7 @@ class Downloads:
             if await asyncio.to_thread(_digest_of_file, partial) == blob.digest:
                 await asyncio.to_thread(_keep, partial, path)
                 return path
+            self.damaged += 1
             logger.warning("download %d of %s has a wrong byte", attempt, blob.digest)
             partial.unlink()
         raise BlobCorrupt(f"{blob.digest} arrived twice with another digest ({blob.size} bytes each)")

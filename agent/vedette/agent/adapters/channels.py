@@ -74,6 +74,13 @@ class ControllerRefused(AdvisedError):
         self.is_final = is_final
 
 
+class MessageTooLarge(AdvisedError):
+    """A message is over the limit of its size, ours or theirs."""
+
+    code = "message-too-large"
+    exit_code = EXIT_REFUSED
+
+
 _CERTIFICATE_TEXTS = ("certificate", "CERTIFICATE", "Hostname Verification", "Peer name", "WRONG_VERSION_NUMBER")
 _REJECTED_TEXTS = ("Socket closed", "alert", "ALERT")
 # A code that only the controller itself sets: grpc makes neither of them for trouble on the way.
@@ -103,6 +110,12 @@ def call_error(error: grpc.RpcError, address: str) -> AdvisedError:
             remedy or "see docs/errors.md",
             reason,
             is_final=status in (grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.OUT_OF_RANGE),
+        )
+    if status is grpc.StatusCode.RESOURCE_EXHAUSTED and "larger than max" in text:
+        return MessageTooLarge(
+            f"a message from or to {address} is over its limit",
+            f"{text[:300]}, limit {MAX_MESSAGE_BYTES} bytes",
+            "update the controller or the agent so that both keep the same limit",
         )
     if status is grpc.StatusCode.UNIMPLEMENTED:
         return ControllerCertificateWrong(

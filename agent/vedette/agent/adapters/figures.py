@@ -12,6 +12,7 @@ from vedette.agent.adapters.collector import Collector
 from vedette.agent.adapters.json_sink import JsonSink
 from vedette.agent.adapters.link import Link, LinkState
 from vedette.agent.adapters.pipeline import FlowPipeline
+from vedette.agent.adapters.reconciler import Reconciler
 from vedette.agent.adapters.serving import Serving
 from vedette.agent.adapters.spool import Spool
 from vedette.agent.adapters.telemetry import Reporter
@@ -48,6 +49,7 @@ class Figures:
         self.link: Link | None = None
         self.downloads: Downloads | None = None
         self.reporter: Reporter | None = None
+        self.reconciler: Reconciler | None = None
 
     def restarts(self) -> dict[str, int]:
         """Return how often each slot's worker was replaced."""
@@ -140,13 +142,27 @@ class Figures:
         ]
         yield Family("vedette_agent_condition", "gauge", "Conditions that hold.", conditions)
         yield single("vedette_agent_spool_bytes", "gauge", "Telemetry that waits.", self._spool.bytes_waiting)
+        damaged = self._spool.times_damaged
+        yield single(
+            "vedette_agent_spool_damaged_total", "counter", "Spools begun anew, their telemetry lost.", damaged
+        )
+        if self.reconciler is not None:
+            ends = [
+                Sample(count, {"outcome": outcome.value, "code": code})
+                for (outcome, code), count in sorted(self.reconciler.outcomes.items())
+            ]
+            yield Family("vedette_agent_assignments_total", "counter", "Assignments by what became of them.", ends)
         if self.link is not None:
             is_up = self.link.status.state is LinkState.CONNECTED
             yield single("vedette_agent_link_connected", "gauge", "1 while the controller is reached.", int(is_up))
             yield single("vedette_agent_link_sessions_total", "counter", "Sessions begun.", self.link.sessions)
+            why = [Sample(count, {"code": code}) for code, count in sorted(self.link.failures.items())]
+            yield Family("vedette_agent_link_failures_total", "counter", "Sessions ended or refused, and why.", why)
         if self.downloads is not None:
             received = self.downloads.bytes_received
             yield single("vedette_agent_download_bytes_total", "counter", "Bytes of models received.", received)
+            damaged = self.downloads.damaged
+            yield single("vedette_agent_downloads_damaged_total", "counter", "Downloads with a wrong byte.", damaged)
         if self.reporter is not None:
             sent = self.reporter.bytes_sent
             yield single("vedette_agent_telemetry_sent_bytes_total", "counter", "Bytes of telemetry sent.", sent)

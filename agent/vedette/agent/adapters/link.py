@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import deque
+from collections import Counter, deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
@@ -44,6 +44,7 @@ _CONDITIONS = (
     "controller-unreachable",
     "controller-certificate-wrong",
     "controller-refused",
+    "message-too-large",
     "protocol-broken",
     "state-unreadable",
 )
@@ -122,6 +123,7 @@ class Link:
         self._up_since: float | None = None
         self._status = LinkStatus(LinkState.WAITING, "", clock.now())
         self.sessions = 0
+        self.failures: Counter[str] = Counter()  # by code: why sessions ended or did not begin
 
     @property
     def status(self) -> LinkStatus:
@@ -166,7 +168,8 @@ class Link:
         """Hold one session until it ends, which is always an error.
 
         Raises:
-            ControllerUnreachable, ControllerCertificateWrong, ControllerRefused, ProtocolBroken: Why it ended.
+            ControllerUnreachable, ControllerCertificateWrong, ControllerRefused, MessageTooLarge, ProtocolBroken: Why
+                it ended.
         """
         self._stand(LinkState.CONNECTING, address)
         async with self._channel(address) as control, self._channel(address) as bulk:
@@ -239,6 +242,7 @@ class Link:
             yield channel
 
     def _failed(self, exc: AdvisedError) -> None:
+        self.failures[exc.code] += 1
         logger.info("%s: %s", exc.what, exc.why)
         self._conditions.clear(*(code for code in _CONDITIONS if code != exc.code))
         self._conditions.hold(exc.code, values.Severity.WARNING, f"{exc.what}: {exc.why}; {exc.remedy}")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import timedelta
@@ -72,7 +73,9 @@ class Reconciler:
         self._backoff = backoff
         self._wanted: Accepted | None = None
         self._is_new = asyncio.Event()
+        self._unstored: values.DesiredState | None = None  # what could not be stored; the controller says it only once
         self._result: GenerationResult | None = None  # of what is wanted, once there is one
+        self.outcomes: Counter[tuple[Outcome, str]] = Counter()  # of assignments, tries counted each, with their codes
 
     # What the link asks for
 
@@ -105,19 +108,33 @@ class Reconciler:
 
     def desired(self, word: values.DesiredState) -> None:
         """Take what the controller wants."""
+        self._unstored = None
         try:
             accepted = self._accepted(word)
-            self._store(accepted)
         except Refused as exc:
             logger.warning("assignment %d refused: %s: %s", exc.sequence, exc.code, exc)
             self._conditions.hold("assignment-refused", Severity.ERROR, f"{exc.code}: {exc}")
             self._tell(exc.sequence, Outcome.REFUSED, exc.code, str(exc))
         except (DiskFull, StateError) as exc:
-            self._conditions.hold("state-failed", Severity.ERROR, str(exc))
-            logger.warning("%s", exc)
+            self._unstored = word
+            self._state_failed(exc)
+        else:
+            self._take(accepted, word)
+
+    def _take(self, accepted: Accepted, word: values.DesiredState) -> None:
+        try:
+            self._store(accepted)
+        except (DiskFull, StateError) as exc:
+            self._unstored = word
+            self._tell(accepted.assignment.sequence, Outcome.FAILED, self._state_failed(exc), str(exc))
         else:
             self._conditions.clear("assignment-refused", "state-failed")
             self._want(accepted)
+
+    def _state_failed(self, exc: DiskFull | StateError) -> InstallCode:
+        logger.warning("%s", exc)
+        self._conditions.hold("state-failed", Severity.ERROR, str(exc))
+        return InstallCode.DISK_FULL if isinstance(exc, DiskFull) else InstallCode.STATE_FAILED
 
     def happened(self, event: ServingEvent) -> None:
         """Take what happened in a slot."""
@@ -135,7 +152,7 @@ class Reconciler:
         try:
             self._resume()
         except (DiskFull, StateError) as exc:
-            self._conditions.hold("state-failed", Severity.ERROR, str(exc))
+            self._state_failed(exc)
         applying: asyncio.Task[None] | None = None
         try:
             while True:
@@ -147,7 +164,13 @@ class Reconciler:
         finally:
             await _cancelled(applying)
 
-    def expire(self) -> None:
+    def look_again(self) -> None:
+        """Do what only time brings: store what found no room, and keep the deadline of what is wanted."""
+        if self._unstored is not None:
+            self.desired(self._unstored)
+        self._expire()
+
+    def _expire(self) -> None:
         """Take the slots of an assignment away whose deadline is certainly past, if it says so."""
         wanted = self._wanted
         if wanted is None or not wanted.is_over(self._clock.floor_now()):
@@ -217,9 +240,8 @@ class Reconciler:
             else:
                 self._applied(accepted)
         except (DiskFull, StateError) as exc:
-            code = InstallCode.DISK_FULL if isinstance(exc, DiskFull) else InstallCode.STATE_FAILED
+            code = self._state_failed(exc)
             failures.append(InstallFailed(code, str(exc)))
-            self._conditions.hold("state-failed", Severity.ERROR, str(exc))
             self._tell(accepted.assignment.sequence, Outcome.FAILED, code, str(exc))
         return all(exc.code.blames_build or exc.code is InstallCode.QUARANTINED for exc in failures)
 
@@ -251,6 +273,7 @@ class Reconciler:
         self._tell(sequence, Outcome.FAILED, first.code, reason)
 
     def _tell(self, sequence: int, outcome: Outcome, code: str = "", reason: str = "") -> None:
+        self.outcomes[outcome, code] += 1
         result = GenerationResult(sequence=sequence, outcome=outcome, code=code, reason=reason[:1000])
         if self._wanted is not None and sequence == self._wanted.assignment.sequence:
             self._result = result

@@ -6,7 +6,7 @@ import asyncio
 import logging
 
 import grpc
-from vedette.agent.adapters.channels import BulkLink, ControllerRefused, call_error
+from vedette.agent.adapters.channels import BulkLink, ControllerRefused, MessageTooLarge, call_error
 from vedette.agent.adapters.spool import Spool
 from vedette.agent.adapters.waiting import is_cancelling
 from vedette.agent.domain.backoff import Backoff
@@ -30,7 +30,6 @@ class Reporter:
         self._clock = clock
         self._backoff = backoff
         self._has_news = asyncio.Event()
-        self.batches_sent = 0
         self.bytes_sent = 0
 
     def appended(self) -> None:
@@ -77,14 +76,14 @@ class Reporter:
             logger.warning("acknowledged was %s, sent %d.%d", acknowledged, batch.boot_epoch, batch.sequence)
             return False
         self._spool.acknowledge(batch.boot_epoch, batch.sequence)
-        self.batches_sent += 1
         return True
 
     def _refused(self, batch: TelemetryBatch, exc: grpc.RpcError) -> bool:
         error = call_error(exc, "the controller")
-        if isinstance(error, ControllerRefused) and error.is_final:
+        if isinstance(error, MessageTooLarge) or (isinstance(error, ControllerRefused) and error.is_final):
+            reason = error.code if isinstance(error, MessageTooLarge) else error.reason or error.why
             logger.warning("controller will not take telemetry %d.%d: %s", batch.boot_epoch, batch.sequence, error)
-            self._spool.refuse(batch.boot_epoch, batch.sequence, f"refused: {error.reason or error.why}"[:200])
+            self._spool.refuse(batch.boot_epoch, batch.sequence, f"refused: {reason}"[:200])
             return True
         logger.debug("telemetry waits: %s", error)
         return False
