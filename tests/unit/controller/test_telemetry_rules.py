@@ -1,10 +1,11 @@
+from dataclasses import replace
 from datetime import timedelta
 from itertools import pairwise
 
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from vedette.controller.domain.telemetry import MAX_RANGES, Range, Tallies, Tally, admit, pulse
+from vedette.controller.domain.telemetry import MAX_RANGES, MAX_RECENT, Range, Tallies, Tally, admit, pulse, recent
 from vedette.models.profile import LATENCY_EDGES_MS
 from vedette.wire.values import Gap, TelemetryBatch, Window
 
@@ -104,13 +105,49 @@ def test_tallies_add_up_by_agent_model_and_version_in_any_order():
     assert [t.view("x") for t in found] == [t.view("x") for t in again]
 
 
+def span(second: float, seconds: float = 5, rows: int = 0, slot: str = "s") -> tuple[Window, ...]:
+    """Return what an agent tells of a span: its own window last, one of a slot before it only when that worked."""
+    start = NOON + timedelta(seconds=second)
+    at = {"start": start, "end": start + timedelta(seconds=seconds)}
+    busy = (replace(window(rows=rows, slot=slot), **at),) if rows else ()
+    return (*busy, Window(**at))  # type: ignore[arg-type]
+
+
 def test_a_window_whose_clock_stepped_back_has_no_rate():
-    assert pulse({"s": window(seconds=-5)}).rows_per_s == 0.0
+    assert pulse([window(seconds=-5)]).rows_per_s == 0.0
     backwards = Tally("a", "m", 1)
     backwards.add(window(seconds=-5))
     assert (backwards.view("x").rows_per_s, backwards.view("x").cpu_percent, backwards.rows) == (0.0, 0.0, 10)
 
 
 def test_the_pulse_is_that_of_the_busiest_slot():
-    assert pulse({"a": window(rows=10), "b": window(rows=50)}).rows_per_s == 5.0
-    assert pulse({}).rows_per_s == 0.0
+    assert pulse([window(slot="a", rows=10), window(slot="b", rows=50)]).rows_per_s == 5.0
+    assert pulse([]).rows_per_s == 0.0
+
+
+def test_the_pulse_of_a_burst_is_not_that_of_its_tail():
+    told = recent([*span(0, rows=7500), *span(5, rows=3)])
+    assert pulse(told).rows_per_s == 750.3
+
+
+def test_the_pulse_ends_a_minute_after_the_traffic():
+    told = recent([each for second in range(0, 60, 5) for each in span(second, rows=100 if second == 0 else 0)])
+    assert pulse(told).rows_per_s == 100 / 60
+    told = recent([*told, *span(60)])
+    assert (pulse(told).rows_per_s, pulse(told).latency_p99_ms) == (0.0, 0.0)
+
+
+def test_a_long_window_is_a_pulse_by_itself():
+    assert pulse(recent([*span(0, 300, rows=900), *span(300, 300, rows=300)])).rows_per_s == 1.0
+
+
+def test_windows_of_a_clock_that_was_set_back_do_not_stay():
+    told = recent([*span(3600, rows=500), *span(0, rows=5)])
+    assert pulse(told).rows_per_s == 1.0
+
+
+def test_what_is_kept_for_a_pulse_is_bounded_and_small():
+    crowd = [replace(window(rows=1), start=NOON, end=NOON, profile=b"x" * 1000, counters={"a": 1}) for _ in range(500)]
+    kept = recent(crowd)
+    assert len(kept) == MAX_RECENT
+    assert all(not made.profile and not made.counters and not made.verdicts for made in kept)

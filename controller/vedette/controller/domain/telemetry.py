@@ -278,30 +278,51 @@ class Totals:
     flagged: int = 0
 
 
+PULSE_SPAN = timedelta(minutes=1)
+"""What a pulse looks back over, in the agent's own time: one window as they come by default, several shorter ones."""
+
+MAX_RECENT = 64
+"""Windows kept of an agent for its pulse: a minute of windows of 5 s for four slots and the agent itself."""
+
+
 @dataclass(frozen=True, slots=True)
 class Pulse:
-    """How an agent works right now: its newest windows, one a slot."""
+    """How an agent works right now: what its newest windows add up to."""
 
     rows_per_s: float = 0.0
     latency_p50_ms: float = 0.0
     latency_p99_ms: float = 0.0
 
 
-def pulse(newest: Mapping[str, Window]) -> Pulse:
-    """Return the pulse of an agent from its newest window of each slot.
+def recent(windows: Sequence[Window]) -> tuple[Window, ...]:
+    """Return those of some windows, oldest first, that a pulse is made of, without what it does not need.
 
-    A flow feeds every flow slot, so rows of slots are not added: the busiest slot speaks for the agent.
+    The last one says what time it is at the agent: a clock that was set back there must not keep old windows for ever.
     """
-    if not newest:
-        return Pulse()
+    if not windows:
+        return ()
+    now = windows[-1].end
+    return tuple(
+        replace(window, profile=b"", counters={}, verdicts={})
+        for window in windows[-MAX_RECENT:]
+        if now - PULSE_SPAN < window.end <= now
+    )
+
+
+def pulse(windows: Sequence[Window]) -> Pulse:
+    """Return the pulse of an agent from its recent windows.
+
+    Every span has a window of the agent's own, with or without traffic, so that silence counts too. A flow feeds every
+    flow slot, so rows of slots are not added: the busiest slot speaks for the agent.
+    """
     latency = np.zeros(LATENCY_BINS, np.uint64)
-    for window in newest.values():
+    rows: Counter[str] = Counter()
+    spans: dict[datetime, float] = {}
+    for window in windows:
+        rows[window.slot] += window.rows
+        spans[window.start] = max((window.end - window.start).total_seconds(), 0.0)
         if window.latency_counts:
             latency += np.array(window.latency_counts, np.uint64)
-    rates = [_rate(window) for window in newest.values()]
-    return Pulse(max(rates), latency_percentile(latency, 0.5), latency_percentile(latency, 0.99))
-
-
-def _rate(window: Window) -> float:
-    span = window.end - window.start
-    return window.rows / span.total_seconds() if span > timedelta(0) else 0.0
+    length_s = sum(spans.values())
+    rate = max(rows.values()) / length_s if length_s > 0 else 0.0
+    return Pulse(rate, latency_percentile(latency, 0.5), latency_percentile(latency, 0.99))

@@ -8,7 +8,7 @@ from datetime import timedelta
 
 from vedette.controller.domain.agents import AgentRecord, slots_view, state_of
 from vedette.controller.domain.errors import InvalidInput
-from vedette.controller.domain.telemetry import Tally, fleet_rows
+from vedette.controller.domain.telemetry import Pulse, Tally, fleet_rows
 from vedette.controller.services.fleet import Fleet
 from vedette.controller.services.telemetry import Telemetry
 from vedette.models.profile import latency_percentile
@@ -121,7 +121,8 @@ class FleetDesk:
         return fleet_rows(await self._telemetry.tallies(window or DEFAULT_WINDOW), names, model)
 
     def _view(self, agent: AgentRecord) -> Agent:
-        pulse, totals = self._telemetry.pulse(agent.id), self._telemetry.totals(agent.id)
+        pulse = self._telemetry.pulse(agent.id) if agent.is_online else Pulse()  # nobody knows of a silent one
+        totals = self._telemetry.totals(agent.id)
         return Agent(
             id=agent.id,
             name=agent.name,

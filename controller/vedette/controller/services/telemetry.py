@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Protocol
 
 from vedette.controller.domain.clock import Clock
-from vedette.controller.domain.telemetry import Place, Pulse, Tallies, Tally, Totals, check_batch, pulse
+from vedette.controller.domain.telemetry import Place, Pulse, Tallies, Tally, Totals, check_batch, pulse, recent
 from vedette.controller.services.ports import Runner
 from vedette.wire.values import TelemetryAcknowledgement, TelemetryBatch, Window
 
-_REMEMBERED = timedelta(hours=1)
-"""How far back a start looks for newest windows: further back would read all that is kept, to show what is no more."""
+_REMEMBERED = timedelta(minutes=2)
+"""How far back a start looks for windows of a pulse: the span of one, and some time for the start itself."""
 
 
 class TelemetryLog(Protocol):
@@ -27,8 +26,8 @@ class TelemetryLog(Protocol):
         """Return all that each agent ever reported."""
         ...
 
-    def newest(self, since: datetime) -> dict[str, dict[str, Window]]:
-        """Return the newest window since a time of each slot of each agent, without its profile."""
+    def recent(self, since: datetime) -> dict[str, tuple[Window, ...]]:
+        """Return the windows since a time that each agent's pulse is made of."""
         ...
 
     def tallies(self, since: datetime, after: Place | None = None) -> tuple[list[Tally], Place | None]:
@@ -49,14 +48,14 @@ class Telemetry:
         self._clock = clock
         self._keep = keep
         self._totals: dict[str, Totals] = {}
-        self._newest: dict[str, dict[str, Window]] = {}
+        self._recent: dict[str, tuple[Window, ...]] = {}
         self.batches = 0
         self.repeated = 0
 
     async def start(self) -> None:
         """Read what was reported before."""
         self._totals = await self._runner.run(self._store.totals)
-        self._newest = await self._runner.run(self._store.newest, self._clock.now() - _REMEMBERED)
+        self._recent = await self._runner.run(self._store.recent, self._clock.now() - _REMEMBERED)
 
     async def report(self, agent_id: str, batch: TelemetryBatch) -> TelemetryAcknowledgement:
         """Commit a batch, once however often it comes, and acknowledge it.
@@ -74,12 +73,11 @@ class Telemetry:
         return TelemetryAcknowledgement(boot_epoch=batch.boot_epoch, sequence=batch.sequence)
 
     def _count(self, agent_id: str, batch: TelemetryBatch) -> None:
-        before, newest = self._totals.get(agent_id, Totals()), self._newest.setdefault(agent_id, {})
-        rows, flagged = before.rows, before.flagged
-        for window in batch.windows:
-            rows, flagged = rows + window.rows, flagged + window.flagged
-            newest[window.slot] = replace(window, profile=b"")
+        before = self._totals.get(agent_id, Totals())
+        rows = before.rows + sum(window.rows for window in batch.windows)
+        flagged = before.flagged + sum(window.flagged for window in batch.windows)
         self._totals[agent_id] = Totals(rows, flagged)
+        self._recent[agent_id] = recent([*self._recent.get(agent_id, ()), *batch.windows])
 
     def totals(self, agent_id: str) -> Totals:
         """Return all that an agent ever reported."""
@@ -87,12 +85,12 @@ class Telemetry:
 
     def pulse(self, agent_id: str) -> Pulse:
         """Return how an agent works, from its newest windows."""
-        return pulse(self._newest.get(agent_id, {}))
+        return pulse(self._recent.get(agent_id, ()))
 
     def forget(self, agent_id: str) -> None:
         """Drop what is kept of an agent that was removed."""
         self._totals.pop(agent_id, None)
-        self._newest.pop(agent_id, None)
+        self._recent.pop(agent_id, None)
 
     async def tallies(self, window: timedelta) -> Sequence[Tally]:
         """Return what the newest windows add up to, by agent, model and version."""

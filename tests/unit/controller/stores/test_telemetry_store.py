@@ -65,14 +65,14 @@ def test_pieces_keep_to_the_time(store: TelemetryStore):
     assert whole(store, since=20)[0] == []
 
 
-def test_old_windows_go_in_pieces_and_the_newest_of_a_slot_is_found(store: TelemetryStore):
+def test_old_windows_go_in_pieces_and_the_recent_ones_are_found(store: TelemetryStore):
     report(store, 1, *(window(second, rows=second) for second in range(20)))
     deleted = []
     while piece := store.purge(NOON + timedelta(seconds=15)):
         deleted.append(piece)
     assert deleted == [7, 7, 1]
-    assert store.newest(NOON)["a-1"]["s"] == window(19, rows=19)
-    assert store.newest(NOON + timedelta(seconds=20)) == {}
+    assert [made.rows for made in store.recent(NOON)["a-1"]] == [15, 16, 17, 18, 19]
+    assert store.recent(NOON + timedelta(seconds=20)) == {}
     assert store.totals()["a-1"].rows == sum(range(20))
 
 

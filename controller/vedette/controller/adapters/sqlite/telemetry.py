@@ -11,7 +11,7 @@ from datetime import datetime
 import numpy as np
 from vedette.controller.adapters.sqlite.database import Database, script
 from vedette.controller.adapters.sqlite.rows import json_column, microseconds, time_at
-from vedette.controller.domain.telemetry import Place, Range, Tally, Totals, admit
+from vedette.controller.domain.telemetry import Place, Range, Tally, Totals, admit, recent
 from vedette.wire.values import Gap, TelemetryBatch, Window
 
 MIGRATIONS = (
@@ -115,18 +115,17 @@ class TelemetryStore:
             rows = connection.execute("SELECT * FROM telemetry_totals").fetchall()
         return {row["agent_id"]: Totals(row["rows"], row["flagged"]) for row in rows}
 
-    def newest(self, since: datetime) -> dict[str, dict[str, Window]]:
-        """Return the newest window since a time of each slot of each agent, without its profile."""
+    def recent(self, since: datetime) -> dict[str, tuple[Window, ...]]:
+        """Return the windows since a time that each agent's pulse is made of."""
         with self._database.transaction() as connection:
             rows = connection.execute(
-                f"SELECT {_COLUMNS} FROM telemetry_windows WHERE id IN "  # noqa: S608 - column names are ours
-                "(SELECT max(id) FROM telemetry_windows WHERE at >= ? GROUP BY agent_id, slot)",
+                f"SELECT {_COLUMNS} FROM telemetry_windows WHERE at >= ? ORDER BY id",  # noqa: S608 - column names are ours
                 (microseconds(since),),
             ).fetchall()
-        found: dict[str, dict[str, Window]] = {}
+        found: dict[str, list[Window]] = {}
         for row in rows:
-            found.setdefault(row["agent_id"], {})[row["slot"]] = _window(row)
-        return found
+            found.setdefault(row["agent_id"], []).append(_window(row))
+        return {agent_id: recent(windows) for agent_id, windows in found.items()}
 
     def tallies(self, since: datetime, after: Place | None = None) -> tuple[list[Tally], Place | None]:
         """Return what a bounded number of windows since a time add up to, and where to go on; None at the end.
