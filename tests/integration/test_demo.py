@@ -82,7 +82,8 @@ def test_a_killed_demo_takes_its_programs_with_it(begun: subprocess.Popen[str], 
 def told(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """A demo that ran to its end: its folder and what it said."""
     place = tmp_path_factory.mktemp("demo")
-    done = subprocess.run([*DEMO, "--directory", str(place)], capture_output=True, text=True, check=False)
+    command, environment = [*DEMO, "--directory", str(place)], os.environ | {"COLUMNS": "80"}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     assert done.returncode == 0, done.stdout + done.stderr
     return place, done.stdout
 
@@ -108,9 +109,18 @@ def test_the_demo_trains_rolls_out_and_replaces(told: tuple[Path, str]):
 
 
 def test_the_drift_statistic_moves_when_the_traffic_does(told: tuple[Path, str]):
-    line = next(line for line in told[1].splitlines() if line.strip().startswith("PSI"))
-    before, after = (float(number) for number in line.split()[-2:])
+    lines = [line.split() for line in told[1].splitlines()]
+    before, after = next((float(words[-2]), float(words[-1])) for words in lines if words[:1] == ["PSI"])
     assert after > before + 1
+    assert ["verdict", "quiet", "shifted"] in lines
+
+
+def test_what_is_shown_fits_the_terminal_and_says_what_it_means(told: tuple[Path, str]):
+    lines = told[1].splitlines()
+    assert max(map(len, lines)) <= 80
+    assert any("labelled windows" in line for line in lines)
+    assert any("of 10,000 benign flows" in line for line in lines)
+    assert any("far more of them than life" in line for line in lines)
 
 
 def test_verdicts_name_the_attacks_that_are_labelled(told: tuple[Path, str]):

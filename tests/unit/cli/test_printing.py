@@ -180,6 +180,17 @@ def test_on_a_terminal_progress_is_one_line_that_moves() -> None:
     assert "run 4  99 %" in stream.getvalue()
 
 
+def test_progress_never_wraps_so_that_it_can_be_erased(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "50")
+    stream = _Tty()
+    meter = Meter("a-capture-with-a-long-name.pcap.gz", 1_000_000, stream=stream, monotonic=_Hand())
+    meter.update(500_000, "the controller reads it")
+    meter.close()
+    drawn = re.split(r"\r\x1b\[K", stream.getvalue().rstrip("\n"))[1:]
+    assert len(drawn) == 2
+    assert all(len(line) < 50 and line.endswith("…") for line in drawn)
+
+
 def test_nothing_to_send_is_done_at_once() -> None:
     stream = io.StringIO()
     Meter("empty", 0, stream=stream).update(0)

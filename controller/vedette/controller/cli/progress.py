@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -11,6 +12,7 @@ from vedette.controller.cli.words import clean, size, span
 
 _REDRAW_S = 0.1
 _BAR = 20
+_COLUMNS, _ROWS = 80, 24
 
 
 class Meter:
@@ -81,11 +83,34 @@ class Meter:
 
     def _draw(self) -> None:
         self._drawn = self._monotonic()
-        self._write(f"\r\x1b[K{bar(self._share())} {self.text()}")
+        # A line that wraps could not be erased: each redraw would leave one behind.
+        self._write(f"\r\x1b[K{fit(f'{bar(self._share())} {self.text()}', terminal_size(self._stream).columns)}")
 
     def _write(self, text: str) -> None:
         self._stream.write(text)
         self._stream.flush()
+
+
+def terminal_size(stream: TextIO) -> os.terminal_size:
+    """Return columns and rows of the terminal behind a stream; standard output's are not asked, it may be a file.
+
+    ``COLUMNS`` and ``LINES`` count first, as everywhere.
+    """
+    try:
+        found = os.get_terminal_size(stream.fileno())
+    except (OSError, ValueError):
+        found = os.terminal_size((0, 0))
+    columns, rows = (_positive(os.environ.get(name)) for name in ("COLUMNS", "LINES"))
+    return os.terminal_size((columns or found.columns or _COLUMNS, rows or found.lines or _ROWS))
+
+
+def _positive(text: str | None) -> int:
+    return int(text) if text and text.isascii() and text.isdigit() else 0
+
+
+def fit(line: str, columns: int) -> str:
+    """Return a line cut to what a terminal takes without wrapping."""
+    return line if len(line) < columns else line[: max(columns - 2, 0)] + "…"
 
 
 def bar(part: float, width: int = _BAR) -> str:

@@ -9,7 +9,7 @@ from vedette.controller.cli import complete
 from vedette.controller.cli.frame import noun, verb
 from vedette.controller.cli.output import Column
 from vedette.controller.cli.problems import Exit, Usage
-from vedette.controller.cli.progress import bar
+from vedette.controller.cli.progress import bar, fit, terminal_size
 from vedette.controller.cli.session import Session, current
 from vedette.controller.cli.words import ago, clean, count, seconds, when
 from vedette.wire import views
@@ -250,10 +250,8 @@ class _Follower:
 
     def _cut(self, lines: list[str]) -> list[str]:
         """Return lines that take one row each: a wrapped one could not be erased."""
-        import shutil
-
-        columns, rows = shutil.get_terminal_size()
-        return [line if len(line) < columns else line[: columns - 2] + "…" for line in lines[: rows - 1]]
+        columns, rows = terminal_size(self._stream)
+        return [fit(line, columns) for line in lines[: rows - 1]]
 
     def _erase(self) -> None:
         self._stream.write(f"\x1b[{self._lines}F\x1b[J" if self._lines else "")

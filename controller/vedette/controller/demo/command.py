@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import signal
 import tempfile
@@ -10,10 +11,17 @@ from pathlib import Path
 from types import FrameType
 
 from rich.console import Console
+from rich.markup import escape
+from vedette.controller.cli.problems import Refused, Usage
+from vedette.controller.demo.live import check_live
 from vedette.controller.demo.programs import DemoError
+from vedette.controller.demo.stage import Stage
 from vedette.controller.demo.story import Options, Story
 
 MAX_AGENTS = 32
+_PREFIX = "vedette-demo-"
+_MOST_ROOT_BYTES = 107 - len("/agents/edge-4-porto/state/agent.sock")
+"""Of a folder's path: the kernel takes 107 bytes for the path of a unix socket (unix(7))."""
 
 
 def run_demo(
@@ -35,17 +43,21 @@ def run_demo(
 
     Returns:
         An exit code: 0 done, 1 failed, 130 stopped by Ctrl-C.
+
+    Raises:
+        CliError: It cannot begin: the folder or the interface cannot be used.
     """
+    if live is not None:
+        check_live(live)
     console = Console(highlight=False)
-    root = Path(tempfile.mkdtemp(prefix="vedette-demo-")) if directory is None else directory
-    root.mkdir(parents=True, exist_ok=True)
-    story = Story(Options(agents=agents, factor=factor, keep=keep, live=live, directory=root), console)
+    root = _root(directory)
+    story = Story(Options(agents=agents, factor=factor, keep=keep, live=live, directory=root), Stage(console))
     signal.signal(signal.SIGTERM, _as_interrupt)
     try:
         story.run()
         code = 0
     except DemoError as exc:
-        console.print(f"\n[red]The demo stopped.[/red] {exc}", soft_wrap=True, markup=True)
+        console.print("\n[red]The demo stopped.[/red]", escape(str(exc)), soft_wrap=True)
         code = 1
     except KeyboardInterrupt:
         console.print("\nStopping everything that was started …")
@@ -58,6 +70,37 @@ def run_demo(
         console.print("Stopped; nothing is left behind." if directory is None else f"Stopped; its files are in {root}.")
         return 0 if keep else code
     return code
+
+
+def _root(directory: Path | None) -> Path:
+    """Return the folder for all state, made if need be.
+
+    Raises:
+        Refused: It holds something.
+        Usage: Its path is too long for the sockets in it, or it cannot be made.
+    """
+    if directory is None:
+        _check_length(Path(tempfile.gettempdir(), f"{_PREFIX}12345678"))
+        return Path(tempfile.mkdtemp(prefix=_PREFIX))
+    root = directory.absolute()
+    _check_length(root)
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        is_empty = not any(root.iterdir())
+    except OSError as exc:
+        raise Usage(f"{root} cannot be used", exc.strerror or str(exc), "name another folder") from exc
+    if not is_empty:
+        raise Refused(f"{root} is not empty", "a demo begins with nothing", "name a new folder")
+    return root
+
+
+def _check_length(root: Path) -> None:
+    if (length := len(os.fsencode(root))) > _MOST_ROOT_BYTES:
+        raise Usage(
+            f"{root} is too long a path",
+            f"{length} bytes, limit {_MOST_ROOT_BYTES}: there are unix sockets in it",
+            "example: vedette demo --directory /tmp/demo",
+        )
 
 
 def _as_interrupt(_number: int, _frame: FrameType | None) -> None:

@@ -53,7 +53,9 @@ class LocalFleet:
         """
         listen, enrol, http = free_ports(3, socket.SOCK_STREAM)
         home = self._root / "controller"
-        self._foreground("vedette-controller", "init", "--data-dir", str(home), "--listen", f"127.0.0.1:{listen}")
+        shown = f"init --data-dir …/controller --listen 127.0.0.1:{listen}"
+        arguments = ["init", "--data-dir", str(home), "--listen", f"127.0.0.1:{listen}"]
+        self._foreground("vedette-controller", *arguments, shown=shown)
         config = home / "controller.toml"
         _set(config, {"enrol_listen": f"127.0.0.1:{enrol}", "http": f"127.0.0.1:{http}"})
         self._say("vedette-controller serve --config …/controller/controller.toml")
@@ -61,37 +63,44 @@ class LocalFleet:
         self.programs.until("the controller", lambda: _listens(listen) and _listens(enrol), within_s=30)
         return listen, enrol
 
-    def start_agents(self, names: list[str]) -> None:
+    def start_agents(self, names: list[str], *, first_writes_all: bool = False) -> None:
         """Enrol agents, each with a token of its own, start them, and wait until all are connected.
+
+        Args:
+            names: Of the agents.
+            first_writes_all: The first one writes every verdict, the others only those that are flagged.
 
         Raises:
             DemoError: One did not come up.
         """
         for name, port in zip(names, free_ports(len(names), socket.SOCK_DGRAM), strict=True):
-            self.edges.append(self._agent(name, port, shown=name == names[0]))
-        self.programs.until("all agents to connect", self._all_healthy, within_s=30)
+            is_first = name == names[0]
+            self.edges.append(
+                self._agent(name, port, "all" if is_first and first_writes_all else "flagged", shown=is_first)
+            )
+        self.programs.until("all agents to connect", self._all_healthy, within_s=30 + 3 * len(names))
 
     def stop(self) -> None:
         """Stop everything; may be called at any point, and again."""
         self.programs.stop()
 
-    def _agent(self, name: str, port: int, *, shown: bool) -> Edge:
+    def _agent(self, name: str, port: int, emit: str, *, shown: bool) -> Edge:
         home = self._root / "agents" / name
         home.mkdir(parents=True)
         edge = Edge(name, home / "agent.toml", home / "verdicts.jsonl", port)
-        edge.config.write_text(self._agent_config(home, name, port))
+        edge.config.write_text(self._agent_config(home, name, port, emit))
         made = self.vedette("token", "create", "--label", f"site={name.rsplit('-', maxsplit=1)[-1]}", quiet=not shown)
         arguments = ["enroll", "--token", made["token"], "--config", str(edge.config)]
         self._foreground("vedette-agent", *arguments, shown=_ENROLL if shown else "")
         self.programs.start(name, [*program("vedette-agent"), "run", "--config", str(edge.config)])
         return edge
 
-    def _agent_config(self, home: Path, name: str, port: int) -> str:
+    def _agent_config(self, home: Path, name: str, port: int, emit: str) -> str:
         values: Mapping[str, Mapping[str, Any]] = {
             "": {"state_dir": str(home / "state"), "name": name},
             "source.netflow": {"listen": f"127.0.0.1:{port}"},
             "inference": {"socket": str(home / "inference.sock")},
-            "sink.json": {"path": str(home / "verdicts.jsonl"), "emit": "flagged"},
+            "sink.json": {"path": str(home / "verdicts.jsonl"), "emit": emit},
             "metrics": {"listen": ""},
             "telemetry": {"interval_s": self._window_s},
             "link": {"retry_cap_s": 5},

@@ -66,8 +66,8 @@ class Programs:
         for name, process in self._running:
             if process.poll() is not None:
                 raise DemoError(
-                    f"{name} ended with exit code {process.returncode}.\n{self.tail(name)}\n"
-                    f"Its whole log: {self._logs / name}.log (kept with --directory)"
+                    f"{name} ended with exit code {process.returncode}. The end of its log:\n{self.tail(name)}\n"
+                    f"vedette demo --directory DIR keeps the whole log in DIR/logs/{name}.log"
                 )
 
     def tail(self, name: str) -> str:
@@ -149,8 +149,13 @@ class Admin:
         self._context = context
         self._say = say
 
-    def __call__(self, *arguments: str, quiet: bool = False) -> Any:
-        """Run a verb and return what it printed as JSON; its progress goes to the terminal.
+    def __call__(self, *arguments: str, quiet: bool = False, silent: bool = False) -> Any:
+        """Run a verb and return what it printed as JSON.
+
+        Args:
+            arguments: Of the program.
+            quiet: Show nothing at all, unless it fails.
+            silent: Show the command and none of its progress; else that goes to the terminal.
 
         Raises:
             DemoError: It failed; the text is what it said.
@@ -161,7 +166,8 @@ class Admin:
             [*program("vedette"), "--context", str(self._context), *arguments, "--output", "json"],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE if quiet else None,
+            stderr=subprocess.PIPE if quiet or silent else None,
+            start_new_session=True,  # Ctrl-C is for the demo: this one would say that its work goes on, and it does not
             check=False,
         )
         if done.returncode:
