@@ -464,12 +464,12 @@ def test_drift_shows_the_verdict_the_largest_features_and_where(stage: Stage) ->
     at = (views.AgentDrift(agent="edge-3", psi=2.0, rows=9),)
     features = tuple(views.FeatureDrift(feature=f"f{n}", psi=1 / (n + 1), js_bits=0.1, agents=at) for n in range(9))
     version = views.VersionDrift(
-        version="plain:2", rows=400, rows_needed=1000, verdict="not enough rows", features=features
+        version="plain:2", rows=1200, rows_needed=600, verdict="not enough rows", features=features
     )
     stage.answer("GetDrift", convert.DRIFT.to_wire(views.DriftReport(model="plain", versions=(version,), since=AGO)))
     shown = stage("drift", "plain", "--window", "90m", "--top", "2").out
     assert "not enough rows" in shown
-    assert "400 of 1,000 rows" in shown
+    assert "600 more rows that are not flagged are needed" in shown
     assert "f1" in shown
     assert "f2" not in shown
     assert "edge-3 2" in shown

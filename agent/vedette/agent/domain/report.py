@@ -105,8 +105,15 @@ def _link_line(link: Mapping[str, Any]) -> str:
 def _flow_lines(counters: Mapping[str, int | float]) -> Sequence[str]:
     if "flows" not in counters:
         return ()
-    told = ("datagrams", "flows", "rows_scored", "rows_flagged", "flows_unscored", "datagrams_dropped")
-    return (f"flows     {'   '.join(f'{name} {counters.get(name, 0):,}' for name in told)}",)
+    told = (
+        ("in {:,} datagrams", "datagrams"),
+        ("{:,} scored", "rows_scored"),
+        ("{:,} flagged", "rows_flagged"),
+        ("{:,} without a model", "flows_unscored"),
+        ("{:,} datagrams dropped", "datagrams_dropped"),
+    )
+    parts = [text.format(counters.get(name, 0)) for text, name in told]
+    return (f"flows     {counters['flows']:,} {' · '.join(parts)}",)
 
 
 def _condition_line(condition: Mapping[str, Any]) -> str:

@@ -59,7 +59,12 @@ class RecipeShelf:
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1)
             why = f"did you mean {near[0]}?" if near else f"known are {', '.join(known) or 'none'}"
-            raise NotFound("recipe-unknown", f"there is no recipe {name[:80]}", why, "vedette train --help")
+            raise NotFound(
+                "recipe-unknown",
+                f"there is no recipe {name[:80]}",
+                why,
+                f"example: vedette train {(near or known or ['RECIPE'])[0]} --data DATASET@N",
+            )
         try:
             with (self.folder / name / _DESCRIPTION).open("rb") as file:
                 return RecipeSpec.from_bytes(file.read(MAX_RECIPE_BYTES + 1))

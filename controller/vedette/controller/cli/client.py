@@ -108,7 +108,12 @@ def _unreachable(address: str, code: grpc.StatusCode, details: str) -> Unreachab
     if any(word in details.lower() for word in ("certificate", "ssl", "handshake")):
         what = f"what answers at {address} is not the controller of this context"
         return Unreachable(what, _shortened(details), "was it set up anew? get a new context file: vedette login FILE")
-    return Unreachable(what, _shortened(details), "is it running, and is this the right context? see: vedette login")
+    return Unreachable(what, _reason(details), "is it running, and is this the right context? see: vedette login")
+
+
+def _reason(details: str) -> str:
+    """Return the last word of gRPC's chain of reasons: the one that names what went wrong."""
+    return _shortened(details.rpartition(": ")[2].strip() or details)
 
 
 def _shortened(details: str) -> str:

@@ -495,9 +495,9 @@ def _show_version_drift(session: Session, item: views.VersionDrift, window: str,
     out = session.output
     verdict = out.styled(item.verdict, {"quiet": "32", "shifted": "31"}.get(item.verdict, ""))
     out.line(f"{item.version}   last {window} against training: {verdict}   {item.rows:,} rows")
-    if item.rows < item.rows_needed:
-        out.line(f"  {item.rows:,} of {item.rows_needed:,} rows that a judgement needs")
-    out.line(f"  flagged {share(item.flagged_share)}, in training {share(item.reference_flagged_share)}")
+    if item.rows_needed:
+        out.line(f"  {count(item.rows_needed, 'more row')} that are not flagged are needed to judge")
+    out.line(f"  flagged {share(item.flagged_share)}, of the reference rows {share(item.reference_flagged_share)}")
     columns = (
         Column("FEATURE"),
         Column("PSI", 0, right=True),

@@ -147,6 +147,11 @@ def view(record: RunRecord, *, fraction: float, doing: str, log_tail: tuple[str,
     )
 
 
+def _example(spec: RecipeSpec) -> str:
+    parameter = spec.parameters[0]
+    return f"vedette train {spec.name} --data DATASET@N --set {parameter.name}={parameter.default}"
+
+
 def check_parameters(spec: RecipeSpec, given: Mapping[str, str]) -> None:
     """Judge what was set before anything runs.
 
@@ -159,8 +164,8 @@ def check_parameters(spec: RecipeSpec, given: Mapping[str, str]) -> None:
         near = difflib.get_close_matches(strange, known, n=1)
         why = f"did you mean {near[0]}?" if near else f"known are {', '.join(known) or 'none'}"
         what = f"recipe {spec.name} has no parameter {strange[:80]!r}"
-        raise InvalidInput("parameter-unknown", what, why, f"vedette train {spec.name} --help")
+        raise InvalidInput("parameter-unknown", what, why, f"example: {_example(spec)}" if known else "")
     try:
         spec.resolve(given)
     except RecipeError as exc:
-        raise InvalidInput("bad-parameter", "a parameter does not fit", str(exc), f"vedette train {spec.name}") from exc
+        raise InvalidInput("bad-parameter", "a parameter does not fit", str(exc), f"example: {_example(spec)}") from exc

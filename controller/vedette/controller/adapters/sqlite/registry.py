@@ -152,5 +152,5 @@ def _require_model(connection: sqlite3.Connection, model: str) -> None:
     if model in known:
         return
     near = difflib.get_close_matches(model, known, n=1)
-    why = f"did you mean {near[0]}?" if near else f"{len(known)} models are registered"
+    why = f"did you mean {near[0]}?" if near else f"there are {', '.join(known[:5])}" if known else "none is registered"
     raise NotFound("model-unknown", f"there is no model {model[:80]}", why, "vedette model ls")
