@@ -54,7 +54,9 @@ def _decays(constant_s: int) -> Floats:
     return np.array([math.exp(-age / constant_s) for age in range(_LAST)] + [0.0])
 
 
-_FAST, _SLOW = _decays(FAST_S), _decays(SLOW_S)
+_DECAYS = np.stack([_decays(FAST_S), _decays(SLOW_S)], axis=1)[:, :, None]  # shape (ages, windows, 1)
+_EVERY = slice(None)  # in place of the numbers of all rows: a view where those would copy
+_NO_MEANS = np.zeros((0, 0))
 # A full bitmap has no estimate; it counts as one bit free.
 _DISTINCT = np.array(
     [-BITMAP_BITS * math.log(max(BITMAP_BITS - used, 1) / BITMAP_BITS) for used in range(BITMAP_BITS + 1)]
@@ -158,33 +160,33 @@ class Table:
         at = np.maximum(slots, 0)
         age = np.where(fresh, _LAST, np.minimum(now - self._seen[at], _LAST))
         added = _totals(entry, tick.amounts, len(entries))
-        count = self.shape.sums
         sums = self._sums[at].astype(np.float64)
         sums[fresh] = 0.0
-        fast = sums[:, :count] * _FAST[age][:, None] + added
-        slow = sums[:, count:] * _SLOW[age][:, None] + added
+        sums *= _DECAYS[age]
+        sums += added[:, None]
         bits = self._bits_after(at, fresh, now, entry, members)
         born = np.where(fresh, now, self._born[at])
-        earlier, means, last_ms = self._means[at], self._means[at], np.zeros(0, np.int64)
+        is_tracked = slots >= 0
+        kept = _EVERY if is_tracked.all() else is_tracked.nonzero()[0]
+        into = slots[kept]
+        earlier = means = _NO_MEANS
         if values is not None:
+            earlier = self._means[at]
             earlier[fresh] = 0.0
-            newest = _newest(entry, tick.start_ms, len(entries))
-            last_ms = np.where(fresh, newest, np.maximum(self._last_ms[at], newest))
-            gap = np.where(fresh, 0.0, (newest - self._last_ms[at]) / added[:, 0])
+            newest, last_ms = _newest(entry, tick.start_ms, len(entries)), self._last_ms[at]
+            gap = np.where(fresh, 0.0, (newest - last_ms) / added[:, 0])
             sizes = _totals(entry, values, len(entries)) / added[:, :1]
             means = _means_after(earlier, gap, sizes, self.shape.weight)
-        kept = np.flatnonzero(slots >= 0)
-        into = slots[kept]
+            self._means[into] = means[kept]
+            self._last_ms[into] = np.where(fresh, newest, np.maximum(last_ms, newest))[kept]
         self._keys[into], self._seen[into], self._born[into] = entries[kept], now, born[kept]
-        self._sums[into, :count], self._sums[into, count:] = fast[kept], slow[kept]
-        self._bits[into] = bits[kept]
-        self._means[into] = means[kept]
-        if values is not None:
-            self._last_ms[into] = last_ms[kept]
+        self._sums[into] = sums[kept]
+        if members:
+            self._bits[into] = bits[kept]
         grown = np.minimum(now - born, KNOWN_AFTER_S) / KNOWN_AFTER_S
         known = np.where(born < tick.warm_until, 1.0, grown)
         used = np.bitwise_count(bits[:, :, 0] | bits[:, :, 1]).sum(axis=2, dtype=np.int64)
-        return Touched(entry, fast, slow, _DISTINCT[used], known, means, earlier)
+        return Touched(entry, sums[:, 0], sums[:, 1], _DISTINCT[used], known, means, earlier)
 
     def _allocate(self, places: int) -> None:
         shape = self.shape
@@ -192,7 +194,7 @@ class Table:
         self._used = np.zeros(places, np.int64)
         self._seen = np.zeros(places, np.int64)
         self._born = np.zeros(places, np.int64)
-        self._sums = np.zeros((places, 2 * shape.sums), np.float32)
+        self._sums = np.zeros((places, 2, shape.sums), np.float32)
         self._bits = np.zeros((places, shape.bitmaps, 2, _WORDS), np.uint64)
         columns = 0 if shape.means < 0 else FIRST_MEAN + 2 * shape.means
         self._means = np.zeros((places, columns), np.float64)
@@ -207,14 +209,16 @@ class Table:
         left = ((entries & np.uint64(len(self._keys) // 2 - 1)) * np.uint64(2)).astype(np.int64)
         right = left + 1
         slots = np.where(self._keys[left] == entries, left, np.where(self._keys[right] == entries, right, -1))
-        hit = slots >= 0
+        fresh = slots < 0
+        missing = fresh.nonzero()[0]
+        if len(missing) == 0:
+            self._used[slots] = self._round
+            return slots, tick - self._seen[slots] > FORGET_S
+        hit = (~fresh).nonzero()[0]
         self._used[slots[hit]] = self._round
-        missing = np.flatnonzero(~hit)
-        if len(missing):
-            slots[missing] = self._victims(left[missing])
-            self.untracked += int(np.count_nonzero(slots[missing] < 0))
-        fresh = ~hit
         fresh[hit] = tick - self._seen[slots[hit]] > FORGET_S
+        slots[missing] = self._victims(left[missing])
+        self.untracked += int(np.count_nonzero(slots[missing] < 0))
         return slots, fresh
 
     def _victims(self, left: Ints) -> Ints:
@@ -238,13 +242,15 @@ class Table:
     def _bits_after(
         self, at: Ints, fresh: npt.NDArray[np.bool_], tick: int, entry: Ints, members: tuple[Keys, ...]
     ) -> Keys:
-        bits = self._bits[at]
         if not members:
-            return bits
+            return np.zeros((len(at), 0, 2, _WORDS), np.uint64)
+        bits = self._bits[at]
         halves = tick // HALF_S - self._seen[at] // HALF_S
-        bits[halves == 1, :, 1] = bits[halves == 1, :, 0]
-        bits[halves == 1, :, 0] = 0
-        bits[fresh | (halves > 1)] = 0
+        halves[fresh] = 2  # as good as long ago
+        turned = halves.nonzero()[0]
+        if len(turned):
+            bits[turned, :, 1] = np.where(halves[turned] == 1, bits[turned, :, 0].T, 0).T
+            bits[turned, :, 0] = 0
         flat = bits.reshape(-1)
         for column, member in enumerate(members):
             bit = member & np.uint64(BITMAP_BITS - 1)
@@ -259,13 +265,13 @@ def _means_after(earlier: Floats, gap: Floats, sizes: Floats, least_weight: floa
     usual = np.maximum(means[:, INTERVAL_MEAN], 1000.0)
     paused = (means[:, INTERVALS] > 0) & (gap > PAUSE * usual)
     means[paused, INTERVALS : INTERVAL_DEVIATION + 1] = 0.0
-    timed = np.flatnonzero((gap > 0.0) & ~paused)
+    timed = ((gap > 0.0) & ~paused).nonzero()[0]
     means[timed, INTERVALS] += 1.0
     _shift(means, timed, INTERVAL_MEAN, gap[timed], np.maximum(least_weight, 1.0 / means[timed, INTERVALS]))
     means[:, UPDATES] += 1.0
     weight = np.maximum(least_weight, 1.0 / means[:, UPDATES])
     for column in range(sizes.shape[1]):
-        _shift(means, np.arange(len(means)), FIRST_MEAN + 2 * column, sizes[:, column], weight)
+        _shift(means, _EVERY, FIRST_MEAN + 2 * column, sizes[:, column], weight)
     return means
 
 
@@ -275,7 +281,7 @@ def _newest(entry: Ints, start_ms: Ints, entries: int) -> Ints:
     return newest
 
 
-def _shift(means: Floats, rows: Ints, mean: int, values: Floats, weight: Floats) -> None:
+def _shift(means: Floats, rows: Ints | slice, mean: int, values: Floats, weight: Floats) -> None:
     """Move a weighted mean and the mean absolute deviation beside it towards ``values``."""
     off = values - means[rows, mean]
     means[rows, mean] += weight * off
