@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ from vedette.models.flows.records import FlowRecords, address_text
 
 _PROTOCOLS = {1: "ICMP", 6: "TCP", 17: "UDP", 47: "GRE", 50: "ESP", 58: "IPv6-ICMP", 132: "SCTP"}
 _ICMP = frozenset({1, 58})
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_EPOCH = datetime(1970, 1, 1)  # noqa: DTZ001 - in UTC, and says so with a Z instead of an offset
 _LATEST_MS = 253_402_300_799_999  # 9999-12-31T23:59:59.999Z
 
 
@@ -44,7 +44,7 @@ class ScoredBy:
 def time_text(unix_ms: int) -> str:
     """Return Unix milliseconds as ISO 8601 in UTC; what lies outside the years 1970 to 9999 reads as the nearest."""
     at = _EPOCH + timedelta(milliseconds=min(max(int(unix_ms), 0), _LATEST_MS))
-    return at.strftime("%Y-%m-%dT%H:%M:%S.") + f"{at.microsecond // 1000:03d}Z"
+    return at.isoformat(timespec="milliseconds") + "Z"
 
 
 def verdict_lines(

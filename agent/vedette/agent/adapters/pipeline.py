@@ -27,6 +27,7 @@ from vedette.models.evidence import EvidenceError, occlusion_rows, rank
 from vedette.models.flows.datagrams import Datagram
 from vedette.models.flows.extract import FLOW_SCHEMA, SILENCE_MS, FlowBatch, FlowExtractor
 from vedette.models.flows.netflow import FlowDecoder
+from vedette.models.flows.records import chosen
 from vedette.models.profile import ReferenceProfile
 from vedette.models.release import Release
 from vedette.models.verdict import Evidence, ScoredBy, verdict_lines
@@ -304,23 +305,23 @@ class FlowPipeline:
     async def _tell(self, slot: str, scored: _Scored) -> None:
         if self._sink is None:
             return
-        chosen = np.arange(len(scored.batch)) if self._emit_all else np.flatnonzero(scored.flagged)
-        if len(chosen) == 0:
+        told = np.arange(len(scored.batch)) if self._emit_all else np.flatnonzero(scored.flagged)
+        if len(told) == 0:
             return
         evidence = await self._evidence(slot, scored)
-        places = {int(place): number for number, place in enumerate(chosen)}
-        flows = scored.batch.flows[chosen]
+        places = {int(place): number for number, place in enumerate(told)}
+        flows = chosen(scored.batch.flows, told)
         lines = verdict_lines(
             flows,
-            [scored.release.labels[index] for index in scored.classes[chosen].tolist()],
-            scored.scores[chosen],
-            scored.flagged[chosen],
+            [scored.release.labels[index] for index in scored.classes[told].tolist()],
+            scored.scores[told],
+            scored.flagged[told],
             by=ScoredBy(self._host, scored.build.model, scored.build.version, scored.build.build),
             exporters=[self._exporter(index) for index in flows["exporter"].tolist()],
             evidence={places[place]: items for place, items in evidence.items()},
             now_ms=int(self._clock.now().timestamp() * 1000),
         )
-        self._sink.write(lines, len(chosen))
+        self._sink.write(lines, len(told))
 
     async def _evidence(self, slot: str, scored: _Scored) -> dict[int, Sequence[Evidence]]:
         """Return what drove the flagged rows, by row: as many as the allowance has, through the same build."""
@@ -338,8 +339,8 @@ class FlowPipeline:
         self, slot: str, scored: _Scored, rows: npt.NDArray[np.integer[Any]], usual: npt.NDArray[np.float32]
     ) -> dict[int, Sequence[Evidence]]:
         """Return what drove these rows; nothing when the model failed or was switched in between."""
-        chosen = scored.batch.features[rows]
-        variants = np.concatenate([occlusion_rows(row, usual) for row in chosen])
+        features = scored.batch.features[rows]
+        variants = np.concatenate([occlusion_rows(row, usual) for row in features])
         try:
             answer = await self._scorer.infer(slot, {"features": variants}, is_counted=False)
             if answer.build_digest != scored.build.build:
@@ -347,7 +348,7 @@ class FlowPipeline:
             scores = answer.outputs["score"].reshape(len(rows), -1)
             return {
                 place: rank(row, usual, given, FLOW_SCHEMA.names)
-                for place, row, given in zip(rows.tolist(), chosen, scores, strict=True)
+                for place, row, given in zip(rows.tolist(), features, scores, strict=True)
             }
         except (InferenceError, EvidenceError) as exc:
             logger.debug("no evidence from slot %s: %s", slot, exc)
@@ -395,5 +396,5 @@ def _part(batch: FlowBatch, begin: int, end: int) -> FlowBatch:
     return FlowBatch(batch.flows[begin:end], batch.features[begin:end], batch.origins[begin:end])
 
 
-def _where(batch: FlowBatch, chosen: npt.NDArray[np.bool_]) -> FlowBatch:
-    return FlowBatch(batch.flows[chosen], batch.features[chosen], batch.origins[chosen])
+def _where(batch: FlowBatch, rows: npt.NDArray[np.bool_]) -> FlowBatch:
+    return FlowBatch(chosen(batch.flows, rows), batch.features[rows], batch.origins[rows])

@@ -25,7 +25,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 from vedette.models.flows.features import FLOW_SCHEMA, Context, Matrix
-from vedette.models.flows.records import FlowRecords, empty
+from vedette.models.flows.records import FlowRecords, chosen, empty, joined
 from vedette.models.flows.stitch import stitch
 
 __all__ = ["FLOW_SCHEMA", "SILENCE_MS", "Counters", "FlowBatch", "FlowExtractor", "Limits"]
@@ -126,7 +126,7 @@ class FlowExtractor:
         done: list[FlowBatch] = []
         for name in _in_order(records["exporter"]):
             mine = records["exporter"] == name
-            own = records if mine.all() else records[mine]
+            own = records if mine.all() else chosen(records, mine)
             self._take(name, own, numbers[mine], now_ms, done)
         return self._joined(done)
 
@@ -199,7 +199,7 @@ class FlowExtractor:
         while len(records):
             room = self.limits.tick_records - exporter.opened
             # Copies: the caller may use its buffer again, and a view would keep all of it alive.
-            exporter.open.append((records[:room].copy(), numbers[:room].copy()))
+            exporter.open.append((joined([records[:room]]), numbers[:room].copy()))
             exporter.opened += len(records[:room])
             if exporter.opened == self.limits.tick_records:
                 self._close(exporter, done)
@@ -215,15 +215,17 @@ class FlowExtractor:
         exporter.open, exporter.opened, exporter.held = [], 0, _NOTHING
         if not parts:
             return
-        records, numbers = parts[0] if len(parts) == 1 else (np.concatenate(both) for both in zip(*parts, strict=True))
+        records, numbers = parts[0]
+        if len(parts) > 1:
+            records, numbers = joined(part for part, _ in parts), np.concatenate([part for _, part in parts])
         made = stitch(records)
         waits = (made.second < 0) & (made.first >= waited) & ~records["bidirectional"][made.first]
         if waits.any():
-            exporter.held = (records[made.first[waits]], numbers[made.first[waits]])
+            exporter.held = (chosen(records, made.first[waits]), numbers[made.first[waits]])
         goes = ~waits
         second = np.where(made.second >= 0, numbers[made.second], -1)
         origins = np.stack([numbers[made.first], second], axis=1)[goes]
-        flows = made.flows if goes.all() else made.flows[goes]
+        flows = made.flows if goes.all() else chosen(made.flows, goes)
         if len(flows):
             self._grow(exporter.context)
             features = exporter.context.advance(flows, exporter.tick)
@@ -231,9 +233,9 @@ class FlowExtractor:
 
     def _show(self, exporter: _Exporter, batch: FlowBatch, done: list[FlowBatch]) -> None:
         shown = batch.origins < exporter.shown_before
-        new = ~shown.all(axis=1)
+        new: npt.NDArray[np.bool_] = np.logical_not(shown.all(axis=1))
         if not new.all():
-            batch = FlowBatch(batch.flows[new], batch.features[new], batch.origins[new])
+            batch = FlowBatch(chosen(batch.flows, new), batch.features[new], batch.origins[new])
             shown = shown[new]
         self.counters.reunited += int(np.count_nonzero(shown.any(axis=1) & (batch.origins[:, 1] >= 0)))
         if len(batch):
@@ -253,7 +255,7 @@ class FlowExtractor:
         batch = done[0]
         if len(done) > 1:
             batch = FlowBatch(
-                np.concatenate([b.flows for b in done]),
+                joined(b.flows for b in done),
                 np.concatenate([b.features for b in done]),
                 np.concatenate([b.origins for b in done]),
             )

@@ -18,6 +18,7 @@ Keys = npt.NDArray[np.uint64]
 _GOLDEN = np.uint64(0x9E37_79B9_7F4A_7C15)
 _MIX_1 = np.uint64(0xBF58_476D_1CE4_E5B9)
 _MIX_2 = np.uint64(0x94D0_49BB_1331_11EB)
+_30, _27, _31 = np.uint64(30), np.uint64(27), np.uint64(31)
 
 
 def mix(values: npt.NDArray[Any]) -> Keys:
@@ -25,11 +26,14 @@ def mix(values: npt.NDArray[Any]) -> Keys:
 
     Source: Steele, Lea and Flood, Fast Splittable Pseudorandom Number Generators, OOPSLA 2014 (SplitMix64).
     """
-    z = values.astype(np.uint64) + _GOLDEN
-    z = (z ^ (z >> np.uint64(30))) * _MIX_1
-    z = (z ^ (z >> np.uint64(27))) * _MIX_2
-    mixed: Keys = z ^ (z >> np.uint64(31))
-    return mixed
+    z: Keys = values.astype(np.uint64)  # a copy: what follows is done in place
+    z += _GOLDEN
+    z ^= z >> _30
+    z *= _MIX_1
+    z ^= z >> _27
+    z *= _MIX_2
+    z ^= z >> _31
+    return z
 
 
 def join(left: Keys, right: npt.NDArray[Any]) -> Keys:

@@ -25,7 +25,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 from vedette.models.flows.hashing import begins, destination_keys, join, mix, source_keys
-from vedette.models.flows.records import FlowRecords
+from vedette.models.flows.records import FlowRecords, chosen
 
 MAX_GAP_MS = 2_000
 """Both halves of a flow leave the exporter with the same times (measured: softflowd, pmacct) up to its rounding."""
@@ -89,7 +89,7 @@ def stitch(records: FlowRecords) -> Stitched:
     decided[paired] = begin[back] != begin[first[paired]]
     late = begin[back] < begin[first[paired]]
     ahead[paired[late]], back[late] = back[late], ahead[paired[late]]
-    flows = records[ahead]
+    flows = chosen(records, ahead)
     answer_icmp = np.zeros(len(first), np.uint16)
     answer_icmp[paired] = records["icmp"][back]
     _join(flows, paired, records, back)
@@ -102,7 +102,7 @@ def pair_halves(records: FlowRecords) -> Rows:
     one_way = np.flatnonzero(~records["bidirectional"])
     if len(one_way) < 2:
         return partner
-    halves = records if len(one_way) == len(records) else records[one_way]
+    halves = records if len(one_way) == len(records) else chosen(records, one_way)
     left, right = _endpoint_keys(halves)
     backward = left > right
     # The sum is the same in both directions; the lowest bit then keeps the two directions of a key apart and adjacent.
