@@ -50,6 +50,9 @@ def run_command(arguments: Sequence[str]) -> int:
         options = _parser().parse_args(arguments)
     except SystemExit as exc:  # --help, --version, or a mistake that was told already
         return int(exc.code or 0)
+    if options.verb is None:
+        _parser().print_help(sys.stderr)
+        return EXIT_USAGE
     logging.basicConfig(
         level=logging.DEBUG if options.verbose else logging.INFO if options.verb == "run" else logging.WARNING,
         format="%(levelname)s %(name)s: %(message)s",
@@ -94,7 +97,7 @@ def _parser() -> _Parser:
     )
     parser.add_argument("--version", action="version", version=f"vedette-agent {__version__}")
     _common(parser, config=None, verbose=False)
-    verbs = parser.add_subparsers(dest="verb", metavar="COMMAND", required=True, parser_class=_Parser)
+    verbs = parser.add_subparsers(dest="verb", metavar="COMMAND", parser_class=_Parser)
     enroll = _verb(verbs, "enroll", _enroll, "Spend a one-time token on this appliance's identity.", _ENROLL_EXAMPLES)
     enroll.add_argument("--token", required=True, help='what `vedette token create` printed; "-" reads standard input')
     enroll.add_argument("--name", help="wished name; the controller makes it unique (default: the setting `name`)")

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import logging
 import socket
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from vedette.controller.domain.errors import (
     AlreadyThere,
@@ -53,9 +55,30 @@ while it serves and changes nothing. Ends with 1 when something is wrong.
 """
 
 
+class _Parser(argparse.ArgumentParser):
+    """argparse that says a mistake in lines of their own and names the nearest word it knows."""
+
+    def error(self, message: str) -> NoReturn:
+        lines = [f"{self.prog}: {message}", self._nearest(message), f"see: {self.prog} --help"]
+        print("\n".join(line for line in lines if line), file=sys.stderr)
+        raise SystemExit(2)
+
+    def _nearest(self, message: str) -> str:
+        known = [word for action in self._actions for word in (*action.option_strings, *(action.choices or ()))]
+        for word in message.replace("'", " ").split():
+            close = difflib.get_close_matches(word, known, n=1, cutoff=0.7)
+            if close and close[0] != word:
+                return f"did you mean {close[0]}?"
+        return ""
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the program; return its exit code: 0 done, 1 failed, 2 usage, 3 not found, 4 refused."""
-    options = _parser().parse_args(arguments)
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    if options.run is None:
+        parser.print_help(sys.stderr)
+        return 2
     _configure_log(options.verbose)
     try:
         return int(options.run(options))
@@ -80,9 +103,10 @@ def exit_code_of(exc: ControllerError | SettingsError) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     raw = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser("vedette-controller", description=_TEXT, formatter_class=raw)
+    parser = _Parser("vedette-controller", description=_TEXT, formatter_class=raw)
     parser.add_argument("--version", action="version", version=f"vedette-controller {__version__}")
-    verbs = parser.add_subparsers(required=True, metavar="init | serve | check")
+    parser.set_defaults(run=None)
+    verbs = parser.add_subparsers(metavar="COMMAND", parser_class=_Parser)
     settings = f"settings, all optional:\n{describe_settings(OPTIONS)}"
 
     init = verbs.add_parser("init", help="make a new controller", description=_INIT, formatter_class=raw)

@@ -30,6 +30,12 @@ def test_every_commands_help_says_what_it_does_with_two_examples(verb: str, caps
     assert [line.strip().split(" ")[0] in ("vedette-agent", "ssh") for line in examples] == [True, True]
 
 
+def test_alone_it_shows_what_it_can_do(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_command([]) == 2
+    said = capsys.readouterr()
+    assert (said.out, "enroll       Spend a one-time token" in said.err) == ("", True)
+
+
 def test_the_help_of_run_lists_every_key(capsys: pytest.CaptureFixture[str]) -> None:
     run_command(["run", "--help"])
     text = capsys.readouterr().out

@@ -26,7 +26,18 @@ def test_every_key_is_in_the_help_and_in_the_docs(capsys: pytest.CaptureFixture[
         assert f"`{option.key}`" in docs
 
 
-@pytest.mark.parametrize("words", [[], ["sevre"], ["init", "--unknown"]])
+def test_alone_it_shows_what_it_can_do(capsys: pytest.CaptureFixture[str]):
+    assert main([]) == 2
+    assert "make a new controller" in capsys.readouterr().err
+
+
+def test_a_mistyped_command_gets_the_nearest_one(capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit):
+        main(["sevre"])
+    assert "did you mean serve?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", [["sevre"], ["init", "--unknown"]])
 def test_wrong_usage_ends_with_2(words: list[str]):
     with pytest.raises(SystemExit) as caught:
         main(words)
