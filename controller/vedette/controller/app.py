@@ -17,7 +17,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 from vedette.controller.adapters import measure
-from vedette.controller.adapters.blobs import typed_os_error
 from vedette.controller.adapters.clock import SystemClock
 from vedette.controller.adapters.grpc import server as ports
 from vedette.controller.adapters.grpc.admin import compose
@@ -40,6 +39,7 @@ from vedette.controller.adapters.sqlite.database import Database
 from vedette.controller.adapters.systemd import notify
 from vedette.controller.domain.agents import state_of
 from vedette.controller.domain.clock import Clock
+from vedette.controller.domain.disk import typed_os_error
 from vedette.controller.domain.errors import ControllerError, Refused, Unauthenticated
 from vedette.controller.rooms import MIGRATIONS, furnish
 from vedette.controller.services.enrolment import Trust
@@ -189,6 +189,7 @@ class Controller:
         yield from measure.process_metrics(self.settings.data_dir)
         yield from measure.fleet_metrics(states)
         yield from measure.call_metrics(self._guard.calls)
+        yield from measure.failure_metrics(self.database.failures)
         yield measure.counter("enrolments", "Agents enrolled since the start.", self.rooms.enrolment.enrolled)
         yield measure.counter("telemetry_batches", "Telemetry batches committed.", self.rooms.telemetry.batches)
         yield measure.counter("telemetry_repeated", "Batches that came again.", self.rooms.telemetry.repeated)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 
-from vedette.controller.adapters.blobs import BlobStore, typed_os_error
+from vedette.controller.adapters.blobs import BlobStore
 from vedette.controller.adapters.certifier import AuthorityCertifier
 from vedette.controller.adapters.children import Children
 from vedette.controller.adapters.initialise import BLOBS
@@ -18,6 +19,8 @@ from vedette.controller.adapters.sqlite import agents, datasets, registry, rollo
 from vedette.controller.adapters.sqlite.database import Database, Migration
 from vedette.controller.adapters.uploads import receive
 from vedette.controller.domain.clock import Clock
+from vedette.controller.domain.disk import typed_os_error
+from vedette.controller.domain.errors import ControllerError
 from vedette.controller.domain.jobs import ChildLimits
 from vedette.controller.services.artifacts import Artifacts
 from vedette.controller.services.datasets import DatasetService
@@ -32,6 +35,8 @@ from vedette.controller.services.telemetry import Telemetry
 from vedette.controller.services.workshop import Workshop
 from vedette.controller.settings import ControllerSettings
 
+logger = logging.getLogger(__name__)
+
 MIGRATIONS: tuple[Migration, ...] = (
     *agents.MIGRATIONS,
     *tokens.MIGRATIONS,
@@ -45,6 +50,7 @@ MIGRATIONS: tuple[Migration, ...] = (
 
 _LONGEST_IMPORT_S = 3600.0
 _LONGEST_LOOK_S = 60.0
+_ORPHAN_LIFE = timedelta(days=1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,6 +97,8 @@ def furnish(
     """
     blobs = BlobStore(settings.data_dir / BLOBS)
     versions = registry.RegistryStore(database, keys.release)
+    tables = datasets.DatasetStore(database)
+    _collect(blobs, versions, tables, clock)
     fleet = Fleet(
         runner=database,
         store=agents.AgentStore(database),
@@ -112,7 +120,7 @@ def furnish(
     workshop = _workshop(settings.data_dir, database, blobs, clock)
     data = DatasetService(
         workshop,
-        datasets.DatasetStore(database),
+        tables,
         limits=ChildLimits(
             memory_bytes=settings.import_memory_bytes, memory_setting="import.memory", deadline_s=_LONGEST_IMPORT_S
         ),
@@ -173,6 +181,18 @@ def furnish(
             clock=clock,
         ),
     )
+
+
+def _collect(blobs: BlobStore, versions: registry.RegistryStore, data: datasets.DatasetStore, clock: Clock) -> None:
+    """Remove blobs of imports and versions that a crash kept from being stored."""
+    try:
+        keep = versions.named_blobs() | data.named_blobs()
+        removed = blobs.collect(keep, older_than=(clock.now() - _ORPHAN_LIFE).timestamp())
+    except ControllerError as exc:  # they cost room, no more; the next start tries again
+        logger.warning("orphaned blobs are not removed: %s; %s", exc.what, exc.why)
+    else:
+        if removed:
+            logger.info("removed %d blobs that nothing names", removed)
 
 
 def _workshop(data_dir: Path, database: Database, blobs: BlobStore, clock: Clock) -> Workshop:

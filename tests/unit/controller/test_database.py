@@ -118,7 +118,7 @@ def test_a_file_that_is_no_database_is_refused(tmp_path: Path):
     (tmp_path / "x.db").write_bytes(b"not a database, whatever its name says" * 100)
     with pytest.raises(StoreFailed, match="failed"):
         Database(tmp_path / "x.db")
-    with pytest.raises(StoreFailed, match="cannot be opened"):
+    with pytest.raises(StoreFailed, match="a file of the controller failed"):
         Database(tmp_path / "absent" / "x.db")
 
 

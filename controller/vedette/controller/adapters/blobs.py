@@ -7,19 +7,19 @@ Usable from any thread.
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import logging
 import os
 import re
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from io import BufferedReader
 from pathlib import Path
 from types import TracebackType
 
-from vedette.controller.domain.errors import ControllerError, DiskFull, NotFound, StoreFailed, TooLarge
+from vedette.controller.domain.disk import typed_os_errors
+from vedette.controller.domain.errors import NotFound, StoreFailed, TooLarge
 from vedette.models.release import MAX_BLOB_BYTES, Blob
 
 logger = logging.getLogger(__name__)
@@ -47,7 +47,7 @@ class BlobStore:
             self._sweep()
 
     def _sweep(self) -> None:
-        with _translated(self._root):
+        with typed_os_errors(self._root):
             self._incoming.mkdir(mode=0o700, parents=True, exist_ok=True)
             for leftover in self._incoming.iterdir():
                 leftover.unlink()
@@ -76,7 +76,7 @@ class BlobStore:
             DiskFull: There is no room.
             StoreFailed: The file cannot be read.
         """
-        with _translated(path), path.open("rb") as source:
+        with typed_os_errors(path), path.open("rb") as source:
             return self.put(iter(lambda: source.read(_COPY_BYTES), b""), limit=limit)
 
     def path(self, digest: str) -> Path:
@@ -144,10 +144,26 @@ class BlobStore:
         for path in sorted(self._root.glob("[0-9a-f][0-9a-f]/*")):
             yield "sha256:" + path.name
 
+    def collect(self, keep: Collection[str], *, older_than: float) -> int:
+        """Remove blobs that nothing names and return how many; a crash between a blob and its row leaves such.
+
+        Args:
+            keep: Every digest that any row names.
+            older_than: Unix seconds; younger ones stay, for who restores a database of a moment ago.
+        """
+        removed = 0
+        for digest in self.digests():
+            path = self.path(digest)
+            with typed_os_errors(path):
+                if digest not in keep and path.stat().st_mtime < older_than:
+                    path.unlink()
+                    removed += 1
+        return removed
+
     def adopt(self, temporary: Path, digest: str) -> None:
         """Give a finished, synced temporary file its name. For :class:`BlobWriter`."""
         target = self.path(digest)
-        with _translated(target):
+        with typed_os_errors(target):
             if not target.parent.exists():
                 target.parent.mkdir(mode=0o700, exist_ok=True)
                 sync_folder(self._root)
@@ -170,7 +186,7 @@ class BlobWriter:
         self._limit = limit
         self._hash = hashlib.sha256()
         self.size = 0
-        with _translated(folder):
+        with typed_os_errors(folder):
             descriptor, name = tempfile.mkstemp(dir=folder)
         self._path = Path(name)
         self._file = os.fdopen(descriptor, "wb")
@@ -185,7 +201,7 @@ class BlobWriter:
         self.size += len(piece)
         if self.size > self._limit:
             raise TooLarge("upload-too-large", "the upload is too large", f"over {self._limit} bytes")
-        with _translated(self._path):
+        with typed_os_errors(self._path):
             self._hash.update(piece)
             self._file.write(piece)
 
@@ -195,7 +211,7 @@ class BlobWriter:
         Raises:
             DiskFull: There is no room.
         """
-        with _translated(self._path):
+        with typed_os_errors(self._path):
             self._file.flush()
             os.fsync(self._file.fileno())
             os.fchmod(self._file.fileno(), 0o400)
@@ -229,23 +245,3 @@ def sync_folder(folder: Path) -> None:
 def _damaged(digest: str) -> StoreFailed:
     why = f"the bytes of {digest} are not those that were stored"
     return StoreFailed("blob-damaged", "a blob is damaged", why, "vedette-controller check --config FILE lists all")
-
-
-@contextmanager
-def _translated(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as exc:
-        raise typed_os_error(exc, path) from exc
-
-
-def typed_os_error(exc: OSError, path: Path) -> ControllerError:
-    """Return our error for a failed write or read of a file."""
-    if exc.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        return DiskFull(
-            "disk-full",
-            "the controller has no room to store this",
-            f"{path}: {exc.strerror}",
-            "free space on the controller's disk; the request may be repeated",
-        )
-    return StoreFailed("file-failed", "a file of the controller failed", f"{path}: {exc.strerror or exc}")

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from vedette.controller.domain import errors
+from vedette.controller.domain.disk import disk_full, typed_os_errors
 from vedette.controller.domain.jobs import ChildLimits, JobCrashed, Log
 from vedette.controller.jobs import harness
 
@@ -63,7 +64,8 @@ class Children:
         """
         log = log if log is not None else Log()
         async with self._places:
-            _write_job(folder, arguments, limits)
+            with typed_os_errors(folder):
+                _write_job(folder, arguments, limits)
             status = await _supervise(module, folder, limits, follow or _ignore, log)
         return _result(module, folder, status, log)
 
@@ -167,6 +169,8 @@ def _result(module: str, folder: Path, status: int, log: Log) -> dict[str, Any]:
         return dict(said["result"])
     if status == harness.EXIT_FAILED and "error" in said:
         raise _error(said["error"])
+    if status == harness.EXIT_DISK_FULL:
+        raise disk_full(f"job {module.rpartition('.')[2]} in {folder}")
     raise JobCrashed(
         "job-crashed", f"{module.rpartition('.')[2]} {_ending(status)}", "\n".join(list(log.lines)[-3:])[:500]
     )

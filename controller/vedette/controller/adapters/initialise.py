@@ -11,13 +11,14 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from vedette.controller.adapters.blobs import BlobStore, sync_folder, typed_os_error
+from vedette.controller.adapters.blobs import BlobStore, sync_folder
 from vedette.controller.adapters.clock import SystemClock
 from vedette.controller.adapters.keys import create_keys, write_file
 from vedette.controller.adapters.pki import identity_of
 from vedette.controller.adapters.sqlite.database import Database, Migration
 from vedette.controller.adapters.sqlite.tokens import AdminStore
 from vedette.controller.context import AdminContext
+from vedette.controller.domain.disk import typed_os_error
 from vedette.controller.domain.errors import AlreadyThere, Refused
 
 MARKER = ".initialising"

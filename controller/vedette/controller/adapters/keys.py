@@ -12,8 +12,9 @@ import stat
 from dataclasses import dataclass
 from pathlib import Path
 
-from vedette.controller.adapters.blobs import sync_folder, typed_os_error
+from vedette.controller.adapters.blobs import sync_folder
 from vedette.controller.adapters.pki import CertificateAuthority, Credential
+from vedette.controller.domain.disk import typed_os_error
 from vedette.controller.domain.errors import Refused, StoreFailed
 from vedette.models.signing import SignatureError, SigningKey
 

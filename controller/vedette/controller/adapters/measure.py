@@ -42,6 +42,13 @@ def call_metrics(calls: Mapping[tuple[str, str], int]) -> Iterator[Metric]:
         yield Metric(f"{_PREFIX}_calls_total", "counter", "gRPC calls by method and outcome.", count, labels)
 
 
+def failure_metrics(failures: Mapping[str, int]) -> Iterator[Metric]:
+    """Yield how often the database failed, by code."""
+    for code, count in failures.items():
+        text = "Transactions that the database refused or failed."
+        yield Metric(f"{_PREFIX}_store_failures_total", "counter", text, count, {"code": code})
+
+
 def counter(name: str, text: str, value: float) -> Metric:
     """Return a counter of the controller."""
     return Metric(f"{_PREFIX}_{name}_total", "counter", text, value)

@@ -7,7 +7,7 @@ import hashlib
 from collections.abc import AsyncIterator
 from pathlib import Path
 
-from vedette.controller.adapters.blobs import typed_os_error
+from vedette.controller.domain.disk import typed_os_error
 from vedette.controller.domain.errors import InvalidInput, TooLarge
 
 

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from vedette.controller.domain import errors
+from vedette.controller.domain.disk import is_disk_full
 from vedette.controller.domain.errors import ControllerError
 from vedette.models.errors import ModelsError
 
@@ -28,8 +29,9 @@ JOB_FILE = "job.json"
 RESULT_FILE = "result.json"
 MAX_JOB_BYTES = 16 << 20
 
-EXIT_DONE, EXIT_FAILED = 0, 3
-"""3: ``result.json`` says what failed. Anything else is a crash: the parent then has only the log."""
+EXIT_DONE, EXIT_FAILED, EXIT_DISK_FULL = 0, 3, 4
+"""3: ``result.json`` says what failed. 4: there was no room, not even to say so in a file. Anything else is a crash:
+then the parent has only the log."""
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
@@ -59,10 +61,23 @@ def run(work: Callable[[Job], Mapping[str, Any]]) -> int:
     job = json.loads((folder / JOB_FILE).read_bytes()[:MAX_JOB_BYTES])
     _limit(job)
     try:
-        result: dict[str, Any] = {"result": dict(work(Job(folder, job["arguments"], progress)))}
+        return _finish(folder, _worked(work, Job(folder, job["arguments"], progress), job))
+    except OSError as exc:
+        traceback.print_exc()
+        if is_disk_full(exc):
+            return EXIT_DISK_FULL
+        raise
+
+
+def _worked(work: Callable[[Job], Mapping[str, Any]], task: Job, job: Mapping[str, Any]) -> dict[str, Any]:
+    try:
+        return {"result": dict(work(task))}
     except (ControllerError, ModelsError, MemoryError) as exc:
         traceback.print_exc()
-        result = {"error": _described(exc, job)}
+        return {"error": _described(exc, job)}
+
+
+def _finish(folder: Path, result: Mapping[str, Any]) -> int:
     replace(folder / RESULT_FILE, json.dumps(result).encode())
     return EXIT_FAILED if "error" in result else EXIT_DONE
 

@@ -7,9 +7,7 @@ becomes part of its dataset: a crash at any point leaves at most an unused blob.
 from __future__ import annotations
 
 import asyncio
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Protocol
@@ -136,7 +134,7 @@ class DatasetService:
         datasets.check_dataset_name(dataset)
         datasets.check_format(file_format)
         name = safe_file_name(file_name)
-        with self._job_folder() as folder:
+        with self._shop.job_folder() as folder:
             upload = folder / "upload"
             digest = await self._shop.receive(pieces, upload, total, self._max_upload_bytes)
             known = await self._shop.runner.run(self._store.find_import, dataset, digest)
@@ -173,7 +171,7 @@ class DatasetService:
             Refused: The dataset is a table.
             TooLarge: It is over the limit.
         """
-        with self._job_folder() as folder:
+        with self._shop.job_folder() as folder:
             upload = folder / "upload"
             await self._shop.receive(pieces, upload, total, labels.MAX_LABEL_FILE_BYTES)
             data = upload.read_bytes()
@@ -193,7 +191,7 @@ class DatasetService:
             "parts": [[str(self._shop.blobs.path(part.digest)), part.file_name] for part in contents.parts],
             "windows": [window.to_value() for window in contents.windows],
         }
-        with self._job_folder() as folder:
+        with self._shop.job_folder() as folder:
             job = "vedette.controller.jobs.count_labels"
             said = await self._shop.children.run(job, folder, arguments, limits=self._limits)
         counted = Counted.from_value(said)
@@ -228,11 +226,6 @@ class DatasetService:
     async def datasets(self) -> tuple[Dataset, ...]:
         """Return all datasets by name, in short."""
         return await self._shop.runner.run(self._store.datasets)
-
-    @contextmanager
-    def _job_folder(self) -> Iterator[Path]:
-        with tempfile.TemporaryDirectory(dir=self._shop.staging, prefix="job-") as folder:
-            yield Path(folder)
 
 
 def safe_file_name(text: str) -> str:

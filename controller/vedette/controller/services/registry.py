@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import tempfile
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
@@ -83,8 +82,7 @@ class RegistryService:
         """
         registry.check_name(model)
         name = safe_file_name(file_name)
-        with tempfile.TemporaryDirectory(dir=self._shop.staging, prefix="model-") as made:
-            folder = Path(made)
+        with self._shop.job_folder() as folder:
             upload = folder / "upload"
             digest = await self._shop.receive(pieces, upload, total, GateLimits().file_bytes)
             said = await self._inspect(upload)

@@ -7,17 +7,18 @@ the start of its step; registering is idempotent by the run's name, so no versio
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import logging
 import shutil
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
+from itertools import chain, repeat
 from pathlib import Path
 from typing import Any, Protocol
 
 from vedette.controller.domain import datasets, registry, runs
+from vedette.controller.domain.disk import typed_os_errors
 from vedette.controller.domain.errors import ControllerError, Refused
 from vedette.controller.domain.jobs import ChildLimits, Log
 from vedette.controller.domain.registry import Draft
@@ -187,6 +188,7 @@ class RunService:
 
         Raises:
             NotFound: There is none of that name.
+            DiskFull: It cannot be stored; its process is gone, and the request may be repeated.
         """
         record = await self._shop.runner.run(self._store.get, run)
         live = self._live.get(run)
@@ -238,10 +240,10 @@ class RunService:
             while not record.is_over:
                 record = await self._advance(record, live)
         except ControllerError as exc:
-            await self._fail(record, live, ". ".join(filter(None, (exc.what, exc.why, exc.remedy))))
+            await self._end_failed(record, live, ". ".join(filter(None, (exc.what, exc.why, exc.remedy))))
         except Exception:
             logger.exception("run %s failed for a reason of our own", record.run)
-            await self._fail(record, live, "the controller failed; its log says why")
+            await self._end_failed(record, live, "the controller failed; its log says why")
         self._live.pop(record.run, None)
         live.wake()
 
@@ -281,7 +283,8 @@ class RunService:
         _, manifest = await self._data.snapshot(record.snapshot)
         work = self._folder(record)
         job_folder = work / phase
-        job_folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with typed_os_errors(job_folder):
+            job_folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         arguments = {
             "phase": phase,
             "recipe": str(self._shelf.folder / record.recipe),
@@ -308,11 +311,22 @@ class RunService:
         version = await self._versions.add(draft, f"run:{record.run}")
         return replace(record, version=version.version, metrics=draft.metrics)
 
+    async def _end_failed(self, record: RunRecord, live: _Live, error: str) -> None:
+        """Store a failure, however long the disk is full: a run that nobody works on must not look like one at work."""
+        for wait_s in chain((1.0, 2.0, 4.0, 8.0, 15.0), repeat(30.0)):
+            try:
+                await self._fail(record, live, error)
+            except ControllerError as exc:
+                logger.warning("the failure of run %s is not stored: %s; %s", record.run, exc.what, exc.why)
+                live.tell(0.0, f"failed, which is not stored yet: {exc.what}")
+                await asyncio.sleep(wait_s)
+            else:
+                return
+
     async def _fail(self, record: RunRecord, live: _Live, error: str) -> None:
         failed = runs.step(replace(record, error=error[:2000]), RunEvent.FAILED, self._shop.clock.now())
-        with _logged(record.run):
-            await self._shop.runner.run(self._store.save, failed)
-            await asyncio.to_thread(_tidy, self._folder(record))
+        await self._shop.runner.run(self._store.save, failed)
+        await asyncio.to_thread(_tidy, self._folder(record))
         logger.warning("run %s failed: %s", record.run, error)
         live.tell(0.0, _STEPS[RunState.FAILED])
 
@@ -365,7 +379,10 @@ def _read_result(folder: Path) -> dict[str, Any]:
 
 
 def _write_log(work: Path, log: Log) -> None:
-    harness.replace(work / _LOG_FILE, "".join(line + "\n" for line in log.lines).encode())
+    try:
+        harness.replace(work / _LOG_FILE, "".join(line + "\n" for line in log.lines).encode())
+    except OSError as exc:  # a full disk, say: the log is not worth a run
+        logger.warning("the log of %s is not kept: %s", work.name, exc)
 
 
 def _read_log(work: Path) -> list[bytes]:
@@ -381,12 +398,3 @@ def _tidy(work: Path) -> None:
         if path.name == _LOG_FILE:
             continue
         shutil.rmtree(path) if path.is_dir() else path.unlink()
-
-
-@contextlib.contextmanager
-def _logged(run: str) -> Iterator[None]:
-    """Keep a failure to store a failure from ending the task: the run then goes on at the next start."""
-    try:
-        yield
-    except ControllerError:
-        logger.exception("the failure of run %s could not be stored", run)

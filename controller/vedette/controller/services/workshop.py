@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+import tempfile
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from vedette.controller.domain.clock import Clock
+from vedette.controller.domain.disk import typed_os_errors
 from vedette.controller.domain.jobs import ChildLimits, Log
 from vedette.controller.services.ports import Runner
 from vedette.models.release import Blob
@@ -96,3 +99,16 @@ class Workshop:
     staging: Path
     runs: Path
     clock: Clock
+
+    @contextmanager
+    def job_folder(self) -> Iterator[Path]:
+        """Hold a folder of one job's own; it is gone when the block ends.
+
+        Raises:
+            DiskFull: There is no room for it.
+            StoreFailed: It cannot be made.
+        """
+        with typed_os_errors(self.staging):
+            folder = tempfile.TemporaryDirectory(dir=self.staging, prefix="job-")
+        with folder as path:
+            yield Path(path)

@@ -7,6 +7,7 @@ and turns our errors into statuses. A service that is not in the table answers n
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -56,6 +57,7 @@ class Guard(aio.ServerInterceptor):
     def __init__(self, check: Check) -> None:
         self._check = check
         self._in_flight: Counter[Identity] = Counter()
+        self._unread: set[asyncio.Task[Any] | None] = set()  # calls whose request has not come yet
         self.calls: Counter[tuple[str, str]] = Counter()  # (method, code): "ok" or the code of the error
 
     async def intercept_service(
@@ -68,7 +70,25 @@ class Guard(aio.ServerInterceptor):
         if handler is None:
             return None
         method = str(handler_call_details.method)
+        self._watch_unread(method)
         return _rebuilt(handler, lambda inner: self._guarded(inner, method, is_streaming=handler.response_streaming))
+
+    def _watch_unread(self, method: str) -> None:
+        """Count this call when it ends without a request: one over the size limit never comes to a handler.
+
+        grpc.aio asks interceptors in the call's own task, which is also the one its handler runs in.
+        """
+        call = asyncio.current_task()
+        if call is None:
+            return
+        self._unread.add(call)
+
+        def ended(task: asyncio.Task[Any]) -> None:
+            if task in self._unread:
+                self._unread.discard(task)
+                self.calls[method, "message-unread"] += 1
+
+        call.add_done_callback(ended)
 
     def _guarded(self, inner: Callable[..., Any], method: str, *, is_streaming: bool) -> Callable[..., Any]:
         async def unary(request: Any, context: Context) -> Any:
@@ -86,6 +106,7 @@ class Guard(aio.ServerInterceptor):
     async def _call(self, method: str, context: Context) -> AsyncIterator[None]:
         """Stand around one call: who makes it is known inside, and no error leaves but as a status."""
         identity = None
+        self._unread.discard(asyncio.current_task())
         try:
             identity = self._admitted(method, context)
             yield

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import shutil
 import sqlite3
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -20,13 +22,16 @@ from functools import partial
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
-from vedette.controller.domain.errors import ControllerError, DiskFull, StoreFailed
+from vedette.controller.domain.disk import disk_full, typed_os_error
+from vedette.controller.domain.errors import ControllerError, StoreFailed
 
 logger = logging.getLogger(__name__)
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
+_SHM_BYTES = 32 * 1024
+"""Of SQLite's index file, which every opening makes anew."""
 _MIGRATIONS_TABLE = "CREATE TABLE IF NOT EXISTS migrations (name TEXT PRIMARY KEY, applied TEXT NOT NULL)"
 
 
@@ -77,6 +82,7 @@ class Database:
         self.path = path
         self._lock = threading.Lock()
         self._owner: int | None = None
+        self.failures: Counter[str] = Counter()  # by code, since this object was made
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="database")
         with self._translated():
             path.touch(mode=0o600, exist_ok=True)
@@ -174,18 +180,22 @@ class Database:
         try:
             yield
         except sqlite3.Error as exc:
-            raise self._typed(exc) from exc
+            error = self._typed(exc)
+            self.failures[error.code] += 1
+            raise error from exc
         except OSError as exc:
-            raise StoreFailed("store-unusable", f"the database {self.path} cannot be opened", str(exc)) from exc
+            raise typed_os_error(exc, self.path) from exc
+
+    def _is_full(self, exc: sqlite3.Error) -> bool:
+        """Return whether an error means a full disk; where SQLite grows its index file it says "I/O error"."""
+        code = getattr(exc, "sqlite_errorcode", 0)
+        if code & 0xFF != sqlite3.SQLITE_IOERR:
+            return bool(code == sqlite3.SQLITE_FULL)
+        return shutil.disk_usage(self.path.parent).free < _SHM_BYTES
 
     def _typed(self, exc: sqlite3.Error) -> ControllerError:
-        if getattr(exc, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL:
-            return DiskFull(
-                "disk-full",
-                "the controller has no room to store this",
-                f"database {self.path}: {exc}",
-                "free space on the controller's disk; the request may be repeated",
-            )
+        if self._is_full(exc):
+            return disk_full(f"database {self.path}: {exc}")
         return StoreFailed(
             "store-failed",
             "the controller's database failed",

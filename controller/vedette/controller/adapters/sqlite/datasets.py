@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 
 from vedette.controller.adapters.sqlite.database import Database, Migration, script
+from vedette.controller.adapters.sqlite.rows import digests_in
 from vedette.controller.domain import labels
 from vedette.controller.domain.datasets import (
     FLOWS,
@@ -62,6 +63,12 @@ class DatasetStore:
         """Return the form of a dataset, or None while there is none of that name."""
         with self._database.transaction() as connection:
             return _form(connection, dataset)
+
+    def named_blobs(self) -> set[str]:
+        """Return every digest that an import or a snapshot names."""
+        with self._database.transaction() as connection:
+            found = connection.execute("SELECT part FROM data_imports UNION ALL SELECT manifest FROM snapshots")
+            return {digest for (text,) in found for digest in digests_in(text)}
 
     def find_import(self, dataset: str, file_digest: str) -> DataImport | None:
         """Return what an earlier import of the same bytes gave, marked as already there."""

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import base64
 import difflib
+import json
 import sqlite3
 from datetime import datetime
 
 from vedette.controller.adapters.sqlite.database import Database, Migration, script
+from vedette.controller.adapters.sqlite.rows import digests_in
 from vedette.controller.domain.errors import NotFound, Refused
 from vedette.controller.domain.registry import Draft, parse_version_name, view
 from vedette.models.documents import DocumentError
@@ -109,6 +112,13 @@ class RegistryStore:
         with self._database.transaction() as connection:
             rows = connection.execute("SELECT model, max(number) AS newest FROM versions GROUP BY model ORDER BY model")
             return {row["model"]: row["newest"] for row in rows}
+
+    def named_blobs(self) -> set[str]:
+        """Return every digest that a version's document names, trusted or not."""
+        with self._database.transaction() as connection:
+            rows = connection.execute("SELECT envelope FROM versions").fetchall()
+        payloads = (base64.b64decode(json.loads(bytes(row["envelope"]))["payload"]) for row in rows)
+        return {digest for payload in payloads for digest in digests_in(payload)}
 
     def releases(self, model: str) -> tuple[Release, ...]:
         """Return the releases of a model, newest first.

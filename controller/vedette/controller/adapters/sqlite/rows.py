@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -35,3 +36,12 @@ def time_at(count: int) -> datetime:
 def json_column(items: Mapping[str, Any]) -> str:
     """Return a map as JSON text."""
     return json.dumps(dict(items), sort_keys=True, separators=(",", ":"))
+
+
+_DIGEST = re.compile(rb"sha256:[0-9a-f]{64}")
+
+
+def digests_in(text: str | bytes) -> set[str]:
+    """Return every SHA-256 digest that a stored document mentions, wherever in it."""
+    raw = text.encode() if isinstance(text, str) else bytes(text)
+    return {found.decode() for found in _DIGEST.findall(raw)}
