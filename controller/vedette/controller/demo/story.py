@@ -133,18 +133,22 @@ class Story:
 
     def _train(self, how: str, names: Sequence[str]) -> str:
         self._stage.heading(f"A model: {_MODEL}, {how}")
-        for name in names:
-            folder = captures() / name.split("/", maxsplit=1)[0]
-            capture = str(captures() / f"{name}.pcap.gz")
-            self._vedette("data", "import", capture, "--dataset", _DATASET, "--format", "flows", silent=True)
-        self._vedette("label", "import", str(folder / "labels.json"), "--dataset", _DATASET, silent=True)
-        snapshot = self._vedette("data", "snapshot", _DATASET, silent=True)
+        with self._stage.waiting("the controller reads and validates them"):
+            snapshot = self._snapshot(names)
         self._stage.note(_of_snapshot(snapshot))
         run = self._vedette("train", _MODEL, "--data", snapshot["snapshot"])
         self._stage.note(f"{run['version']} is converted to ONNX, checked against the original, registered, signed.")
         for name, text in _of_run(run["metrics"]):
             self._stage.row(name, text, wide=_WIDE)
         return str(run["version"])
+
+    def _snapshot(self, names: Sequence[str]) -> Mapping[str, Any]:
+        """Import captures of one network with their labels; return the snapshot of all that is there then."""
+        for name in names:
+            capture = captures() / f"{name}.pcap.gz"
+            self._vedette("data", "import", str(capture), "--dataset", _DATASET, "--format", "flows", silent=True)
+        self._vedette("label", "import", str(capture.with_name("labels.json")), "--dataset", _DATASET, silent=True)
+        return dict(self._vedette("data", "snapshot", _DATASET, silent=True))
 
     def _roll_out(self, version: str) -> None:
         self._stage.heading(f"{version} goes out: one canary first, then the rest")
@@ -168,8 +172,8 @@ class Story:
         self._stage.note()
         self._stage.table(_COLUMNS, [_cells(row) for row in self._telemetry(version)], texts=2)
         self._stage.note(
-            "P50, P99: how long a flow waits for its verdict. Most flows are flagged because most are "
-            "attacks: these captures hold far more of them than life does."
+            "P50, P99: how long the model took to answer the batch that a flow was in. Most flows are flagged because "
+            "most are attacks: these captures hold far more of them than life does."
         )
         self._show_verdict()
 
