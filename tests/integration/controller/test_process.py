@@ -1,90 +1,29 @@
 """The program itself: started, stopped, killed."""
 
 import asyncio
-import contextlib
-import os
 import re
 import signal
 import socket
 import ssl
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
-from typing import Any
 
 import grpc
 import pytest
 from grpc import aio
 from vedette.controller.__main__ import main
-from vedette.controller.adapters.keys import KeyRing
-from vedette.controller.context import AdminContext
 from vedette.controller.settings import ControllerSettings
-from vedette.models.toml_settings import parse_address
 from vedette.wire import convert
 from vedette.wire.v1 import admin_pb2
 from vedette.wire.values import TelemetryBatch
 
 from tests.integration.controller.test_telemetry import window
-from tests.support.controller import Appliance, Running, code_of, running
+from tests.support.controller import Appliance, code_of, running
+from tests.support.controller_process import Client, program
 
 MOST_RESIDENT_BYTES = 200 * 1024 * 1024
 HEAVY = re.compile(r"/(onnxruntime|onnx|sklearn|lightgbm|pyarrow|scipy|pandas)/")
-
-
-@pytest.fixture
-def config(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Path:
-    assert main(["init", "--data-dir", str(tmp_path / "data"), "--listen", "127.0.0.1:0"]) == 0
-    shown = capsys.readouterr().out
-    path = tmp_path / "data" / "controller.toml"
-    assert f"serve --config {path}" in shown
-    assert "online" in shown
-    path.write_text(path.read_text().replace("127.0.0.1:7480", ""))
-    return path
-
-
-@pytest.fixture
-def systemd(tmp_path: Path) -> Iterator[socket.socket]:
-    """The socket on which a service tells systemd how it stands."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listener:
-        listener.settimeout(30)
-        listener.bind(str(tmp_path / "notify"))
-        yield listener
-
-
-@contextlib.asynccontextmanager
-async def program(
-    config: Path, systemd: socket.socket, module: str = "vedette.controller", *arguments: str
-) -> AsyncIterator[asyncio.subprocess.Process]:
-    """Start a controller, wait until it says it is ready, and leave nothing of it behind."""
-    words = arguments or ("serve", "--config", str(config))
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", module, *words,
-        env={**os.environ, "NOTIFY_SOCKET": systemd.getsockname()}, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-    )  # fmt: skip
-    try:
-        assert await asyncio.to_thread(systemd.recv, 100) == b"READY=1"
-        yield process
-    finally:
-        if process.returncode is None:
-            process.kill()
-        await process.communicate()
-
-
-class Client(Running):
-    """Clients of a controller in another process."""
-
-    def __init__(self, config: Path) -> None:
-        settings = ControllerSettings.load(config)
-        assert settings.enrol_listen
-        self.controller: Any = _Ports(parse_address(settings.listen)[1], parse_address(settings.enrol_listen)[1])
-        self.context = AdminContext.load(config.parent / "admin.toml")
-        self.keys = KeyRing.load(config.parent)
-
-
-class _Ports:
-    def __init__(self, port: int, enrol_port: int) -> None:
-        self.port, self.enrol_port = port, enrol_port
 
 
 async def report(appliance: Appliance) -> None:

@@ -146,8 +146,19 @@ async def _answered(vedette: Typed, *words: str) -> Any:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("saves", [1, 2, 3, 5])
-async def test_killed_right_after_any_stored_state_it_goes_on(tmp_path: Path, saves: int) -> None:
+@pytest.mark.parametrize(
+    "doom",
+    [
+        *((f"killed_rollouts {{config}} {saves}") for saves in (1, 2, 3, 5)),
+        *(
+            f"killed_controller {{config}} AgentStore.{fact} {when}"
+            for fact in ("save_desired", "save_result")
+            for when in ("before", "after")
+        ),
+    ],
+    ids=lambda words: words.replace("{config} ", "").replace(" ", "-"),
+)
+async def test_killed_at_any_stored_state_it_goes_on(tmp_path: Path, doom: str) -> None:
     assert main(["init", "--data-dir", str(tmp_path / "data"), "--listen", "127.0.0.1:0"]) == 0
     config = tmp_path / "data" / "controller.toml"
     config.write_text(config.read_text().replace("127.0.0.1:7480", ""))
@@ -160,7 +171,7 @@ async def test_killed_right_after_any_stored_state_it_goes_on(tmp_path: Path, sa
     vedette = Typed(config.parent / "admin.toml")
     agents = [Obedient(elsewhere, appliance) for appliance in appliances]
     async with alive(*agents):
-        async with _serving("tests.support.killed_rollouts", str(config), str(saves)) as doomed:
+        async with _serving(*f"tests.support.{doom}".format(config=config).split()) as doomed:
             await _answered(vedette, "status")
             await vedette("rollout", "start", "flow-threat:1", "--to", "", "--waves", "1,100%", "--soak", "1s")
             assert await asyncio.wait_for(doomed.wait(), 30) == -9
