@@ -12,6 +12,7 @@ import fcntl
 import http.client
 import json
 import logging
+import resource
 import signal
 import socket
 from collections.abc import Callable, Iterator
@@ -78,6 +79,7 @@ def run_agent(settings: Settings) -> int:
         StateError, DiskFull: The state cannot be opened.
     """
     settings.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core of this process would hold the private key
     with _locked(settings.state_dir / "agent.lock"):
         asyncio.run(_run(settings))
     return 0
@@ -278,6 +280,8 @@ class Agent:
         while (identity := self._enrolled()) is None:
             await self._clock.sleep(_ENROLMENT_CHECK_S)
         self._conditions.clear("not-enrolled", IdentityDamaged.code)
+        if (exposure := self._identities.exposure()) is not None:
+            self._conditions.hold("identity-exposed", Severity.WARNING, exposure)
         self._identity = identity
         link, reconciler, reporter = self._fleet_parts(identity.reached_at(self._settings.link.controller))
         async with asyncio.TaskGroup() as tasks:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import fcntl
 import logging
+import resource
 import signal
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -251,6 +252,7 @@ def serve(settings: ControllerSettings) -> None:
     Raises:
         ControllerError: It cannot start.
     """
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core of this process would hold every key
     with opened(settings) as database:
         asyncio.run(_serve(settings, KeyRing.load(settings.data_dir), database))
 

@@ -74,7 +74,9 @@ async def test_a_server_is_small_and_loads_no_training_library(config: Path, sys
             await report(await Client(config).enrolled(f"edge-{number}"))
         maps = await asyncio.to_thread(_proc, process.pid, "maps")
         status = await asyncio.to_thread(_proc, process.pid, "status")
+        limits = await asyncio.to_thread(_proc, process.pid, "limits")
     assert HEAVY.findall(maps) == []
+    assert re.search(r"Max core file size +0 +0", limits)  # its memory holds every key
     resident = re.search(r"VmRSS:\s+(\d+) kB", status)
     assert resident
     assert int(resident[1]) * 1024 < MOST_RESIDENT_BYTES

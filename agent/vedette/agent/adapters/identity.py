@@ -7,6 +7,7 @@ presence is what "enrolled" means; an enrolment that was cut short is finished b
 from __future__ import annotations
 
 import json
+import stat
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -103,6 +104,14 @@ class IdentityStore:
         except (ValueError, TypeError) as exc:
             raise self._damaged(path, exc) from exc
         return pem
+
+    def exposure(self) -> str | None:
+        """Return what is wrong when others than the owner may read the private key, else None."""
+        path = self._folder / "key.pem"
+        mode = stat.S_IMODE(path.stat().st_mode)
+        if not mode & 0o077:
+            return None
+        return f"others may read {path} (mode {mode:o}, limit 600): chmod 600, and enrol again if anyone could have"
 
     def commit(self, identity: Identity) -> None:
         """Store an identity; from the last write on the appliance is enrolled.
