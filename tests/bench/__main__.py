@@ -1,12 +1,12 @@
 """``make bench``: run every benchmark and print its figures with the machine they were measured on.
 
 A benchmark is a module ``bench_*.py`` with ``run() -> dict[str, float]``: figures by name, the unit last in the name.
+Each runs in a process of its own: what one has loaded would change the memory and the imports of the next.
 Names given as arguments choose modules: ``make bench ARGS="netflow features"``.
 """
 
 from __future__ import annotations
 
-import importlib
 import json
 import os
 import platform
@@ -14,6 +14,9 @@ import sys
 import time
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
+
+from tests.bench.alone import run_alone
 
 _LIBRARIES = ("numpy", "onnxruntime", "grpcio", "protobuf", "lightgbm")
 
@@ -51,12 +54,12 @@ def main(arguments: list[str]) -> None:
     """Run benchmarks; ``--json FILE`` also writes the figures."""
     target = Path(arguments.pop(arguments.index("--json") + 1)) if "--json" in arguments else None
     wanted = [name for name in arguments if name != "--json"]
-    found = {"machine": machine(), "figures": {}}
+    found: dict[str, dict[str, Any]] = {"machine": machine(), "figures": {}}
     for name, text in found["machine"].items():
         print(f"{name:10} {text}")
     for module in modules(wanted):
         begun = time.perf_counter()
-        figures = importlib.import_module(f"tests.bench.{module}").run()
+        figures = run_alone(module)
         print(f"\n{module.removeprefix('bench_')}   ({time.perf_counter() - begun:.0f} s)")
         for name, figure in figures.items():
             print(f"  {name:60} {figure:>14,.4g}" if abs(figure) < 1000 else f"  {name:60} {figure:>14,.0f}")
