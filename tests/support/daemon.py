@@ -89,10 +89,15 @@ class Daemon:
     def lines(self) -> list[dict[str, Any]]:
         return [json.loads(line) for line in self.verdicts.read_text().splitlines()]
 
-    async def _spawn(self, *arguments: str) -> asyncio.subprocess.Process:
+    async def run_doomed(self, *doom: str) -> int:
+        """Start ``run`` as ``tests.support.killed_agent`` does, and wait for its end."""
+        process = await self._spawn("run", module=("tests.support.killed_agent", *doom))
+        return await process.wait()
+
+    async def _spawn(self, *arguments: str, module: tuple[str, ...] = ("vedette.agent",)) -> asyncio.subprocess.Process:
         with (self.folder.parent / f"{self.folder.name}.log").open("ab") as log:
             return await asyncio.create_subprocess_exec(
-                *(sys.executable, "-m", "vedette.agent", *arguments, "--config", str(self.config)),
+                *(sys.executable, "-m", *module, *arguments, "--config", str(self.config)),
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
