@@ -52,7 +52,8 @@ def run_demo(
     console = Console(highlight=False)
     root = _root(directory)
     story = Story(Options(agents=agents, factor=factor, keep=keep, live=live, directory=root), Stage(console))
-    signal.signal(signal.SIGTERM, _as_interrupt)
+    for number in (signal.SIGINT, signal.SIGTERM):  # a shell without job control starts background jobs deaf to SIGINT
+        signal.signal(number, _as_interrupt)
     try:
         story.run()
         code = 0
