@@ -86,8 +86,9 @@ class _Exporter:
     """One exporter's open tick, waiting halves and context."""
 
     tick: int
-    heard_ms: int
     context: Context
+    heard_ms: int = 0
+    newest: int = 0  # number of the last record it sent
     open: list[tuple[FlowRecords, Numbers]] = field(default_factory=list)
     opened: int = 0
     held: tuple[FlowRecords, Numbers] = _NOTHING
@@ -152,7 +153,8 @@ class FlowExtractor:
     def _take(self, name: int, records: FlowRecords, numbers: Numbers, now_ms: int, done: list[FlowBatch]) -> None:
         ticks = records["export_ms"] // 1000
         while len(records):
-            exporter = self._exporter(name, int(ticks[0]), now_ms, done)
+            exporter = self._exporter(name, int(ticks[0]), done)
+            exporter.heard_ms, exporter.newest = now_ms, int(numbers[-1])
             clock = np.maximum(np.maximum.accumulate(ticks), exporter.tick)
             jumps = np.flatnonzero(clock - ticks > self.limits.tolerance_s)
             end = int(jumps[0]) if len(jumps) else len(records)
@@ -163,15 +165,15 @@ class FlowExtractor:
                 self._finish(self._exporters.pop(name), done)
             records, numbers, ticks = records[end:], numbers[end:], ticks[end:]
 
-    def _exporter(self, name: int, tick: int, now_ms: int, done: list[FlowBatch]) -> _Exporter:
+    def _exporter(self, name: int, tick: int, done: list[FlowBatch]) -> _Exporter:
         exporter = self._exporters.get(name)
         if exporter is None:
             if len(self._exporters) >= self.limits.exporters:
-                silent = min(self._exporters, key=lambda known: self._exporters[known].heard_ms)
+                # By records, not by our clock, which stands still where a file is read.
+                silent = min(self._exporters, key=lambda known: self._exporters[known].newest)
                 self._finish(self._exporters.pop(silent), done)
                 self.counters.exporters_forgotten += 1
-            exporter = self._exporters[name] = _Exporter(tick, now_ms, Context(tick))
-        exporter.heard_ms = now_ms
+            exporter = self._exporters[name] = _Exporter(tick, Context(tick))
         return exporter
 
     def _run(
