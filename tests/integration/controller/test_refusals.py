@@ -75,7 +75,10 @@ async def test_messages_over_the_limit_are_counted_though_no_handler_sees_them(s
         with pytest.raises(aio.AioRpcError, match=str(MAX_MESSAGE_BYTES)):
             await telemetry.Report(telemetry_pb2.TelemetryBatch(windows=[window]))
         assert await refused(telemetry.Report(telemetry_pb2.TelemetryBatch())) == "telemetry-invalid"
+    async with edge.connected():
+        pass
     metrics = await counted(served)
+    assert sum("message-unread" in name for name in metrics) == 2
     for method in ("Enrolment/Enrol", "Telemetry/Report"):
         assert metrics[f'vedette_controller_calls_total{{code="message-unread",method="{method}"}}'] == 1
     assert metrics['vedette_controller_calls_total{code="telemetry-invalid",method="Telemetry/Report"}'] == 1

@@ -452,11 +452,11 @@ async def test_statuses_wait_for_room_on_a_full_disk(served: Running):
     large = Status(slots=large.slots, conditions=condition_texts(16))
     async with edge.connected(status=large) as stream:
         fleet = served.controller.rooms.fleet
-        assert not await fleet._write()
+        assert not await fleet._statuses.write_now()
         assert stored() == "small"
         assert (await fleet.agent(edge.id)).status == large
         limit_pages(100_000)
-        assert await fleet._write()
+        assert await fleet._statuses.write_now()
         assert stored() == "large"
         assert stream.call.done() is False
 

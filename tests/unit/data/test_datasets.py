@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gzip
 import io
 import json
@@ -12,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from vedette.controller.domain.errors import ControllerError, InvalidInput, NotFound, Refused, TooLarge
+from vedette.controller.domain.errors import ControllerError, InvalidInput, NotFound, Refused, StoreFailed, TooLarge
 from vedette.controller.jobs import flow_table
 from vedette.models.flows.captures import read_capture
 from vedette.models.flows.netflow import FlowDecoder
@@ -61,6 +62,19 @@ async def test_the_same_bytes_again_add_nothing(room: DataRoom) -> None:
     assert again.already_there
     assert (again.digest, again.file_name) == (first.digest, "a.csv")
     assert (await room.service.dataset("lab")).rows == first.rows
+
+
+async def test_the_same_bytes_sent_twice_at_once_are_one_import(room: DataRoom) -> None:
+    both = await asyncio.gather(*(room.data("lab", FLOWS_CSV, "csv", name) for name in ("a.csv", "b.csv")))
+    assert sorted(done.already_there for done in both) == [False, True]
+    assert len((await room.service.dataset("lab")).imports) == 1
+
+
+async def test_a_staging_folder_that_cannot_be_used_is_a_typed_error(room: DataRoom) -> None:
+    (room.root / "staging").rmdir()
+    with pytest.raises(StoreFailed) as caught:
+        await room.data("lab", FLOWS_CSV, "csv", "a.csv")
+    assert "staging" in caught.value.why
 
 
 async def test_flow_csv_rejects_rows_by_reason_and_keeps_the_rest(room: DataRoom) -> None:

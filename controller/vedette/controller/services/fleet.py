@@ -37,6 +37,7 @@ from vedette.controller.domain.errors import (
 )
 from vedette.controller.domain.selector import Selector, check_labels
 from vedette.controller.services.ports import Runner
+from vedette.controller.services.statuses import StatusWriter
 from vedette.controller.services.streams import Session
 from vedette.models.assignment import MAX_SLOTS, SlotAssignment
 from vedette.models.signing import SigningKey
@@ -118,8 +119,7 @@ class Fleet:
         self._ids: dict[str, str] = {}  # by name
         self._observers: list[FleetObserver] = []
         self._envelopes: dict[str, bytes] = {}
-        self._unwritten: dict[str, Heard] = {}
-        self._writing: asyncio.Task[None] | None = None
+        self._statuses = StatusWriter(runner, store.save_heard, settings.write_interval_s)
         self.started = clock.now()
 
     async def start(self) -> None:
@@ -135,9 +135,7 @@ class Fleet:
         for entry in self._entries.values():
             if entry.session:
                 entry.session.end(_stopping())
-        if self._writing:
-            self._writing.cancel()
-        await self._write()
+        await self._statuses.stop()
 
     def subscribe(self, observer: FleetObserver) -> None:
         """Tell an observer what agents say from now on."""
@@ -272,7 +270,7 @@ class Fleet:
     async def _on_status(self, entry: _Entry, status: Status) -> None:
         entry.reported_sequence = max(entry.reported_sequence, status.desired_sequence)
         entry.record = replace(entry.record, status=status, seen=self._clock.now())
-        self._write_soon(entry)
+        self._keep_status(entry)
         await self._tell(lambda observer: observer.on_status(entry.record.id, status))
 
     async def _on_result(self, entry: _Entry, session: Session, result: GenerationResult) -> None:
@@ -406,7 +404,7 @@ class Fleet:
         await self._runner.run(self._store.remove, entry.record.id)
         self._entries.pop(entry.record.id, None)
         self._ids.pop(entry.record.name, None)
-        self._unwritten.pop(entry.record.id, None)
+        self._statuses.forget(entry.record.id)
         self._end(entry, Unauthenticated("agent-unknown", "this agent was removed from the controller"))
         return replace(entry.record, is_online=False)
 
@@ -422,7 +420,7 @@ class Fleet:
             raise _revoked(entry.record)
         return entry
 
-    # -- telling and writing ---------------------------------------------------------------------------------------
+    # -- telling and keeping ---------------------------------------------------------------------------------------
 
     async def _tell(self, tell: Callable[[FleetObserver], Awaitable[None]]) -> None:
         for observer in self._observers:
@@ -431,39 +429,20 @@ class Fleet:
             except Exception:  # one that fails must not take an agent's stream with it
                 logger.exception("%s failed", type(observer).__name__)
 
-    def _write_soon(self, entry: _Entry) -> None:
+    def _keep_status(self, entry: _Entry) -> None:
         record = entry.record
         if record.status is None or record.seen is None:
             return
-        self._unwritten[record.id] = Heard(
-            agent_id=record.id,
-            seen=record.seen,
-            address=record.address,
-            facts=record.facts,
-            status=record.status,
-            reported_sequence=entry.reported_sequence,
+        self._statuses.write_soon(
+            Heard(
+                agent_id=record.id,
+                seen=record.seen,
+                address=record.address,
+                facts=record.facts,
+                status=record.status,
+                reported_sequence=entry.reported_sequence,
+            )
         )
-        if self._writing is None or self._writing.done():
-            self._writing = asyncio.create_task(self._write_later())
-
-    async def _write_later(self) -> None:
-        wait_s = self._settings.write_interval_s
-        while self._unwritten:
-            await asyncio.sleep(wait_s)
-            is_written = await self._write()
-            wait_s = self._settings.write_interval_s if is_written else min(60.0, 2 * wait_s)
-
-    async def _write(self) -> bool:
-        batch, self._unwritten = self._unwritten, {}
-        if not batch:
-            return True
-        try:
-            await self._runner.run(self._store.save_heard, list(batch.values()))
-        except ControllerError as exc:
-            self._unwritten = {**batch, **self._unwritten}
-            logger.warning("the status of %d agents is not stored: %s; %s", len(batch), exc.what, exc.why)
-            return False
-        return True
 
 
 def _check_sequence(sequence: int) -> None:
