@@ -64,9 +64,10 @@ async def fleet_rows(running: Running, **request: Any) -> list[Any]:
 async def test_a_batch_is_acknowledged_and_shown(tmp_path: Path):
     async with running(prepare(tmp_path / "data"), clock=FakeClock()) as served:
         edge = await served.enrolled("edge")
-        answer = await report(edge)
-        agent = await shown(served)
-        rows = await fleet_rows(served, model="flow-threat")
+        async with edge.connected():
+            answer = await report(edge)
+            agent = await shown(served)
+            rows = await fleet_rows(served, model="flow-threat")
     assert (answer.boot_epoch, answer.sequence) == (1, 1)
     assert (agent.rows, agent.flagged, agent.flows_per_s) == (100, 3, 10.0)
     assert agent.latency_p50_ms == pytest.approx(1.0, rel=0.35)
