@@ -20,6 +20,11 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+
+from tests.support.captures import capture_datagrams
+from tests.support.flow_models import trained_release
+from tests.support.flow_training import capture_flows, capture_labels, capture_records
+from tests.support.tiny_models import Shelf, assigned
 from vedette.agent.adapters.clock import SystemClock
 from vedette.agent.adapters.pipeline import FlowPipeline
 from vedette.agent.adapters.serving import Serving, ServingSettings
@@ -30,11 +35,6 @@ from vedette.models.flows.datagrams import Datagram
 from vedette.models.flows.records import FlowRecords
 from vedette.models.recipes import BENIGN
 from vedette.models.release import Release
-
-from tests.support.captures import capture_datagrams
-from tests.support.flow_models import trained_release
-from tests.support.flow_training import capture_flows, capture_labels, capture_records
-from tests.support.tiny_models import Shelf, assigned
 
 _TRAINED, _PLAYED = "base2/softflowd-v9", "base/softflowd-v9"
 _NETWORKS, _SECONDS = 720, 20

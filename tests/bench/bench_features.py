@@ -9,16 +9,16 @@ import time
 from collections.abc import Callable
 
 import numpy as np
+
+from tests.support.captures import capture_datagrams
+from tests.support.flow_training import capture_flows, capture_records, capture_training, flow_threat
+from tests.support.flows import cut
 from vedette.controller.conversion.models import cascade_to_onnx
 from vedette.controller.conversion.parity import open_session
 from vedette.models.flows.extract import FlowExtractor
 from vedette.models.flows.netflow import FlowDecoder
 from vedette.models.flows.records import FlowRecords
 from vedette.models.flows.stitch import stitch
-
-from tests.support.captures import capture_datagrams
-from tests.support.flow_training import capture_flows, capture_records, capture_training, flow_threat
-from tests.support.flows import cut
 
 _CAPTURE = "base/softflowd-v9"
 _REPEATS = 5

@@ -6,11 +6,11 @@ Uses the captures that travel with the product, fewer than the README's table wa
 from __future__ import annotations
 
 import numpy as np
+
+from tests.support.flow_training import capture_training, flow_threat
 from vedette.controller.conversion.models import cascade_to_onnx
 from vedette.controller.conversion.parity import open_session
 from vedette.models.recipes import TrainingData, TrainingResult
-
-from tests.support.flow_training import capture_training, flow_threat
 
 _BASE = ("base/softflowd-v9", "base/softflowd-v5", "base/pmacct-v9")
 _BASE2 = ("base2/softflowd-v9", "base2/pmacct-ipfix")

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import psutil
+
 from vedette.controller.demo.fleet import LocalFleet
 from vedette.controller.demo.replay import Replay, captures, recorded
 

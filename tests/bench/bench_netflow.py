@@ -5,11 +5,10 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
+from tests.support.captures import CAPTURES, capture_datagrams
 from vedette.models.flows.captures import read_capture
 from vedette.models.flows.datagrams import Datagram
 from vedette.models.flows.netflow import FlowDecoder
-
-from tests.support.captures import CAPTURES, capture_datagrams
 
 _FORMS = ("softflowd-v5", "softflowd-v9", "softflowd-ipfix", "softflowd-ipfix-biflow", "pmacct-v9")
 _BATCH = 256  # datagrams that a collector takes from its socket at once

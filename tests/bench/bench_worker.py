@@ -21,11 +21,11 @@ from typing import Any
 
 import numpy as np
 import psutil
-from vedette.agent.adapters.ring import Plan
-from vedette.agent.adapters.worker import Runner, Worker, WorkerSettings
 
 from tests.support.memory_files import memory_file
 from tests.support.tiny_models import mlp_model, mlp_rows, mlp_specs
+from vedette.agent.adapters.ring import Plan
+from vedette.agent.adapters.worker import Runner, Worker, WorkerSettings
 
 _BATCH = 256
 _ROUNDS = 7

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+
 from vedette.controller.demo.replay import captures
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]

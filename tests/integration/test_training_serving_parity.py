@@ -19,6 +19,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
+
+from tests.support.appliance import Appliance
+from tests.support.captures import capture_datagrams
+from tests.support.clock import FakeClock
+from tests.support.flow_models import flow_release, trained_release
+from tests.support.flow_packets import SECONDS as PACKETS_S
+from tests.support.flow_packets import v5, v5_record
+from tests.support.tiny_models import Shelf, assigned
 from vedette.agent.adapters.collector import Collector
 from vedette.agent.adapters.pipeline import FlowPipeline, Serves
 from vedette.agent.adapters.serving import Answer, Serving
@@ -32,14 +40,6 @@ from vedette.models.flows.datagrams import Datagram
 from vedette.models.recipes import TrainingData
 from vedette.models.release import Release
 from vedette.models.verdict import time_text
-
-from tests.support.appliance import Appliance
-from tests.support.captures import capture_datagrams
-from tests.support.clock import FakeClock
-from tests.support.flow_models import flow_release, trained_release
-from tests.support.flow_packets import SECONDS as PACKETS_S
-from tests.support.flow_packets import v5, v5_record
-from tests.support.tiny_models import Shelf, assigned
 
 SECONDS = 160.0
 """Of a capture in which the exporter falls silent twice, for 5 s, and attacks begin."""

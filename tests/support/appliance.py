@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from tests.support.clock import FakeClock
+from tests.support.tiny_models import Shelf
 from vedette.agent.adapters.serving import Serving, ServingSettings
 from vedette.agent.adapters.state import State
 from vedette.agent.adapters.worker import WorkerSettings
 from vedette.models.release import Blob
-
-from tests.support.clock import FakeClock
-from tests.support.tiny_models import Shelf
 
 FAST = WorkerSettings(nice=0, deadline_s=1.0, grace_s=1.0, test_deadline_s=5.0, load_timeout_s=30.0)
 

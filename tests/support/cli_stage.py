@@ -13,6 +13,7 @@ from typing import Any
 
 import grpc
 import pytest
+
 from vedette.controller.cli import run
 from vedette.controller.cli.client import AdminClient
 from vedette.controller.cli.session import Session

@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import grpc
-import vedette.controller.adapters.grpc  # noqa: F401 - sets the lowest TLS version before grpc is imported
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from grpc import aio
+
+import vedette.controller.adapters.grpc  # noqa: F401 - sets the lowest TLS version before grpc is imported
+from tests.support import documents
 from vedette.controller.adapters.clock import SystemClock
 from vedette.controller.adapters.initialise import Plan, initialise
 from vedette.controller.adapters.keys import KeyRing
@@ -47,8 +49,6 @@ from vedette.wire.values import (
     Status,
     Welcome,
 )
-
-from tests.support import documents
 
 TARGET = (("grpc.ssl_target_name_override", "vedette-controller"),)
 FACTS = Facts(agent_version="0.1", hostname="edge", architecture="x86_64", cpu_cores=2)

@@ -13,12 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tests.support.controller import Running
 from vedette.controller.adapters.keys import KeyRing
 from vedette.controller.context import AdminContext
 from vedette.controller.settings import ControllerSettings
 from vedette.models.toml_settings import parse_address
-
-from tests.support.controller import Running
 
 
 @contextlib.asynccontextmanager

@@ -12,14 +12,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from tests.support.fake_controller import FakeController
+from tests.support.flow_models import flow_release
+from tests.support.tiny_models import Shelf
 from vedette.agent.app import current_report
 from vedette.agent.domain.report import Report
 from vedette.agent.settings import read_settings
 from vedette.models.release import Release
-
-from tests.support.fake_controller import FakeController
-from tests.support.flow_models import flow_release
-from tests.support.tiny_models import Shelf
 
 CAPTURE = "base/softflowd-v9"
 

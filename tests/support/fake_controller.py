@@ -9,6 +9,9 @@ from datetime import timedelta
 from typing import NoReturn, TypeVar
 
 import grpc
+
+from tests.support.clock import NOON
+from tests.support.pki import Authority, public_bytes_of_request
 from vedette.models.assignment import ASSIGNMENT_TYPE, Assignment, AtDeadline, SlotAssignment
 from vedette.models.documents import digest_of
 from vedette.models.release import RELEASE_TYPE, Release
@@ -34,9 +37,6 @@ from vedette.wire.v1 import (
     telemetry_pb2,
     telemetry_pb2_grpc,
 )
-
-from tests.support.clock import NOON
-from tests.support.pki import Authority, public_bytes_of_request
 
 AGENT_ID = "agent-1"
 W = TypeVar("W")

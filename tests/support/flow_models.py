@@ -8,6 +8,10 @@ from functools import cache
 import numpy as np
 import numpy.typing as npt
 from onnx import TensorProto, helper
+
+from tests.support.captures import capture_datagrams
+from tests.support.flow_training import capture_training, flow_threat
+from tests.support.tiny_models import Shelf, model_bytes
 from vedette.controller.conversion.models import cascade_to_onnx
 from vedette.controller.conversion.parity import open_session
 from vedette.models.flows.extract import FLOW_SCHEMA, FlowExtractor
@@ -15,10 +19,6 @@ from vedette.models.flows.netflow import FlowDecoder
 from vedette.models.golden import Golden
 from vedette.models.profile import ReferenceProfile
 from vedette.models.release import Build, Release, TensorSpec, Tolerance
-
-from tests.support.captures import capture_datagrams
-from tests.support.flow_training import capture_training, flow_threat
-from tests.support.tiny_models import Shelf, model_bytes
 
 LABELS = ("benign", "scan")
 WIDTH = len(FLOW_SCHEMA)

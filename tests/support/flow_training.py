@@ -6,14 +6,14 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
+
+from tests.support.captures import CAPTURES, capture_datagrams
+from tests.support.flows import feed, joined
 from vedette.controller.domain.labels import claim, parse_label_file
 from vedette.models.flows.extract import FLOW_SCHEMA, FlowBatch, FlowExtractor
 from vedette.models.flows.netflow import FlowDecoder
 from vedette.models.flows.records import FlowRecords
 from vedette.models.recipes import BENIGN, Recipe, TrainingData, open_recipe
-
-from tests.support.captures import CAPTURES, capture_datagrams
-from tests.support.flows import feed, joined
 
 RECIPES = Path(__file__).parents[2] / "models/recipes"
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import numpy as np
+
 from vedette.models.flows.extract import FlowBatch, FlowExtractor
 from vedette.models.flows.records import FlowRecords, address_halves, empty
 

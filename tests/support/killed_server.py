@@ -9,10 +9,9 @@ import sys
 from datetime import datetime
 from pathlib import Path
 
+from tests.support.learning import data_room
 from vedette.controller.adapters.sqlite.runs import RunStore
 from vedette.controller.domain.runs import NewRun, RunRecord
-
-from tests.support.learning import data_room
 
 STATE = sys.argv[2] if len(sys.argv) > 2 else ""
 

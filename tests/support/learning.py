@@ -10,6 +10,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
 from vedette.controller.adapters.blobs import BlobStore
 from vedette.controller.adapters.children import Children
 from vedette.controller.adapters.recipes_loader import RecipeShelf

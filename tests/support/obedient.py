@@ -9,11 +9,11 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 
 from grpc import aio
+
+from tests.support.controller import Appliance, Running, Stream
 from vedette.models.assignment import ASSIGNMENT_TYPE, Assignment, SlotAssignment
 from vedette.models.signing import unseal
 from vedette.wire.values import BuildRef, GenerationResult, Outcome, SlotState, SlotStatus, Status
-
-from tests.support.controller import Appliance, Running, Stream
 
 
 class Obedient:

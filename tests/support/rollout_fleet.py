@@ -6,14 +6,13 @@ from collections.abc import Callable
 from dataclasses import replace
 from datetime import timedelta
 
+from tests.support.rollout_world import GOOD_FACTS, MODEL, NOON, version
 from vedette.controller.domain.agents import AgentRecord
 from vedette.controller.domain.errors import NotFound, Refused
 from vedette.controller.domain.selector import Selector
 from vedette.models.assignment import SlotAssignment
 from vedette.wire import views
 from vedette.wire.values import BuildRef, GenerationResult, SlotState, SlotStatus, Status
-
-from tests.support.rollout_world import GOOD_FACTS, MODEL, NOON, version
 
 
 class HandClock:

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper, numpy_helper
+
 from vedette.models.assignment import SlotAssignment
 from vedette.models.documents import digest_of
 from vedette.models.golden import Golden

@@ -22,6 +22,7 @@ from typing import Any
 import lightgbm
 import numpy as np
 import numpy.typing as npt
+
 from vedette.models.flows.hashing import destination_keys, join, source_keys
 from vedette.models.flows.records import FlowRecords
 from vedette.models.recipes import Cascade, Codes, Matrix, Progress, TrainingData, TrainingDataError, TrainingResult

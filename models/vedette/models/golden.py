@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
 from vedette.models.release import Tolerance
 from vedette.models.tensors import Arrays, TensorFileError, dump_tensors, load_tensors
 

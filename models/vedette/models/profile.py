@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
 from vedette.models.documents import digest_of
 from vedette.models.errors import ModelsError
 from vedette.models.tensors import dump_tensors, load_tensors

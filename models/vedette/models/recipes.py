@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
 from vedette.models.errors import ModelsError
 from vedette.models.flows.records import FlowRecords
 from vedette.models.schema import FeatureSchema

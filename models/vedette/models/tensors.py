@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
 from vedette.models.errors import ModelsError
 
 MAX_TENSOR_FILE_BYTES = 64 * 1024 * 1024

@@ -17,6 +17,7 @@ from typing import Annotated, Any, Generic, TypeVar, Union, cast, get_args, get_
 
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
+
 from vedette.wire import values, views
 from vedette.wire.errors import WireError
 from vedette.wire.v1 import admin_pb2, enrolment_pb2, fleet_pb2, telemetry_pb2

@@ -6,12 +6,11 @@ import asyncio
 import signal
 from pathlib import Path
 
-from vedette.wire.values import Outcome
-
 from tests.support.captures import capture_datagrams
 from tests.support.daemon import CAPTURE, Daemon, active, enrolled, offer
 from tests.support.fake_controller import FakeController
 from tests.support.flow_models import flow_onnx
+from vedette.wire.values import Outcome
 
 
 async def test_a_token_a_model_and_packets_become_verdicts_and_telemetry(

@@ -5,10 +5,10 @@ from __future__ import annotations
 import signal
 
 import pytest
-from vedette.wire.values import Outcome, SlotState
 
 from tests.support.daemon import Daemon, active, enrolled, offer
 from tests.support.fake_controller import FakeController
+from vedette.wire.values import Outcome, SlotState
 
 STAGES = [stage.value for stage in SlotState if stage not in (SlotState.EMPTY, SlotState.FAILED)]
 STORED = ["accept", "attempt", *(f"save_slot={stage}" for stage in STAGES), "apply"]

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from vedette.wire.limits import MAX_MESSAGE_BYTES
-from vedette.wire.values import DesiredState, GenerationResult, Outcome
-
 from tests.support.captures import capture_datagrams
 from tests.support.daemon import CAPTURE, Daemon, active, enrolled, offer
 from tests.support.fake_controller import FakeController
 from tests.support.flow_models import flow_onnx
+from vedette.wire.limits import MAX_MESSAGE_BYTES
+from vedette.wire.values import DesiredState, GenerationResult, Outcome
 
 
 async def serving(daemon: Daemon, controller: FakeController) -> None:

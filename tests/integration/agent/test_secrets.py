@@ -7,10 +7,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from vedette.wire.token import EnrolmentToken
 
 from tests.support.daemon import Daemon, enrolled
 from tests.support.fake_controller import FakeController
+from vedette.wire.token import EnrolmentToken
 
 
 async def enrol(daemon: Daemon, token: EnrolmentToken) -> tuple[int, str]:

@@ -3,9 +3,9 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
-from vedette.controller.__main__ import main
 
 from tests.support.controller import Running, prepare, running
+from vedette.controller.__main__ import main
 
 
 @pytest.fixture

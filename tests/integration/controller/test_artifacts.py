@@ -3,11 +3,11 @@ from typing import Any
 import grpc
 import pytest
 from grpc import aio
+
+from tests.support.controller import Appliance, Running, code_of
 from vedette.models.documents import digest_of
 from vedette.wire.limits import CHUNK_BYTES
 from vedette.wire.v1 import artifacts_pb2
-
-from tests.support.controller import Appliance, Running, code_of
 
 
 async def read(appliance: Appliance, digest: str, offset: int = 0) -> tuple[bytes, list[Any]]:

@@ -7,11 +7,11 @@ from typing import Any
 import grpc
 import pytest
 from grpc import aio
-from vedette.wire.v1 import fleet_pb2_grpc
-from vedette.wire.values import Hello, Status
 
 from tests.support.controller import FACTS, TARGET, Stream, prepare, running
 from tests.support.relay import Relay
+from vedette.wire.v1 import fleet_pb2_grpc
+from vedette.wire.values import Hello, Status
 
 
 @pytest.mark.slow

@@ -11,13 +11,13 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ed25519
 from cryptography.x509.oid import ExtendedKeyUsageOID
 from grpc import aio
+
+from tests.support.clock import FakeClock
+from tests.support.controller import FACTS, Appliance, Running, code_of, prepare, running
 from vedette.wire import convert
 from vedette.wire.token import EnrolmentToken
 from vedette.wire.v1 import admin_pb2, enrolment_pb2, enrolment_pb2_grpc
 from vedette.wire.values import EnrolRequest
-
-from tests.support.clock import FakeClock
-from tests.support.controller import FACTS, Appliance, Running, code_of, prepare, running
 
 
 async def refusal(running: Running, token: EnrolmentToken, **changes: Any) -> tuple[str, str]:

@@ -7,11 +7,6 @@ from typing import Any
 
 import grpc
 import pytest
-from vedette.controller.app import opened
-from vedette.controller.domain.errors import DiskFull
-from vedette.wire import convert
-from vedette.wire.v1 import admin_pb2
-from vedette.wire.values import TelemetryBatch
 
 from tests.integration.controller.test_telemetry import window
 from tests.integration.training.test_admin_verbs import data, labels, refused, upload
@@ -19,6 +14,11 @@ from tests.support import onnx_models as made
 from tests.support.controller import Appliance, Running, prepare, running
 from tests.support.disks import BALLAST, full_disk
 from tests.support.learning import CAPTURES
+from vedette.controller.app import opened
+from vedette.controller.domain.errors import DiskFull
+from vedette.wire import convert
+from vedette.wire.v1 import admin_pb2
+from vedette.wire.values import TelemetryBatch
 
 pytestmark = pytest.mark.root
 

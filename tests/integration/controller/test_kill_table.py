@@ -16,14 +16,14 @@ from typing import Any
 import grpc
 import pytest
 from grpc import aio
-from vedette.controller.settings import ControllerSettings
-from vedette.wire.v1 import admin_pb2
 
 from tests.integration.training.test_admin_verbs import data, labels, upload
 from tests.support import onnx_models as made
 from tests.support.controller import Appliance, Running, code_of, running
 from tests.support.controller_process import Client, program
 from tests.support.learning import CAPTURES
+from vedette.controller.settings import ControllerSettings
+from vedette.wire.v1 import admin_pb2
 
 CAPTURE = CAPTURES / "shifted/softflowd-v9.pcap.gz"
 Ask = Callable[[Running], Awaitable[Any]]

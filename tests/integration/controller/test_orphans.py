@@ -5,11 +5,10 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from vedette.wire.v1 import admin_pb2
-
 from tests.integration.training.test_admin_verbs import data, labels
 from tests.support.controller import prepare, running
 from tests.support.learning import CAPTURES
+from vedette.wire.v1 import admin_pb2
 
 
 async def test_blobs_that_a_crash_orphaned_go_at_a_start_a_day_later_and_named_ones_never(tmp_path: Path) -> None:

@@ -12,15 +12,15 @@ from pathlib import Path
 import grpc
 import pytest
 from grpc import aio
+
+from tests.integration.controller.test_telemetry import window
+from tests.support.controller import Appliance, code_of, running
+from tests.support.controller_process import Client, program
 from vedette.controller.__main__ import main
 from vedette.controller.settings import ControllerSettings
 from vedette.wire import convert
 from vedette.wire.v1 import admin_pb2
 from vedette.wire.values import TelemetryBatch
-
-from tests.integration.controller.test_telemetry import window
-from tests.support.controller import Appliance, code_of, running
-from tests.support.controller_process import Client, program
 
 MOST_RESIDENT_BYTES = 200 * 1024 * 1024
 HEAVY = re.compile(r"/(onnxruntime|onnx|sklearn|lightgbm|pyarrow|scipy|pandas)/")

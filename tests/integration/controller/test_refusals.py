@@ -11,13 +11,13 @@ from typing import Any
 import grpc
 import pytest
 from grpc import aio
-from vedette.wire.limits import MAX_MESSAGE_BYTES
-from vedette.wire.v1 import admin_pb2, enrolment_pb2, enrolment_pb2_grpc, telemetry_pb2
 
 from tests.integration.training.test_admin_verbs import upload
 from tests.support import onnx_models as made
 from tests.support.clock import FakeClock
 from tests.support.controller import Appliance, Running, code_of, prepare, running
+from vedette.wire.limits import MAX_MESSAGE_BYTES
+from vedette.wire.v1 import admin_pb2, enrolment_pb2, enrolment_pb2_grpc, telemetry_pb2
 
 
 @pytest.fixture

@@ -6,6 +6,9 @@ from typing import Any
 import grpc
 import pytest
 from grpc import aio
+
+from tests.support.clock import NOON, FakeClock
+from tests.support.controller import FACTS, Appliance, Running, Stream, code_of, prepare, running
 from vedette.controller.adapters.grpc import servicers
 from vedette.controller.adapters.grpc.guard import MOST_CALLS
 from vedette.models.assignment import ASSIGNMENT_TYPE, Assignment, SlotAssignment, accept
@@ -25,9 +28,6 @@ from vedette.wire.values import (
     SlotStatus,
     Status,
 )
-
-from tests.support.clock import NOON, FakeClock
-from tests.support.controller import FACTS, Appliance, Running, Stream, code_of, prepare, running
 
 
 async def agent_of(running: Running, name: str) -> Any:

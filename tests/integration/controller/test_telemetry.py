@@ -7,15 +7,15 @@ import grpc
 import numpy as np
 import pytest
 from grpc import aio
+
+from tests.support.clock import NOON, FakeClock
+from tests.support.controller import Appliance, Running, code_of, prepare, running
 from vedette.controller.adapters.sqlite.telemetry import TelemetryStore
 from vedette.models.profile import LATENCY_EDGES_MS, latency_bin
 from vedette.wire import convert
 from vedette.wire.limits import MAX_MESSAGE_BYTES
 from vedette.wire.v1 import admin_pb2, telemetry_pb2
 from vedette.wire.values import Gap, TelemetryBatch, Window
-
-from tests.support.clock import NOON, FakeClock
-from tests.support.controller import Appliance, Running, code_of, prepare, running
 
 
 def latencies(**counts: int) -> tuple[int, ...]:

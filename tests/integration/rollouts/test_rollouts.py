@@ -13,14 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tests.support.controller import Running, prepare, running
+from tests.support.obedient import Obedient, alive
 from vedette.controller.__main__ import main
 from vedette.controller.adapters.keys import KeyRing
 from vedette.controller.context import AdminContext
 from vedette.controller.settings import ControllerSettings
 from vedette.models.toml_settings import parse_address
-
-from tests.support.controller import Running, prepare, running
-from tests.support.obedient import Obedient, alive
 
 PROGRAM = "from vedette.controller.cli import main; main()"
 

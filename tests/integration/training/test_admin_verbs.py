@@ -10,11 +10,11 @@ from typing import Any
 
 import grpc
 import pytest
-from vedette.wire.v1 import admin_pb2
 
 from tests.support import onnx_models as made
 from tests.support.controller import Running, code_of, prepare, running
 from tests.support.learning import CAPTURES
+from vedette.wire.v1 import admin_pb2
 
 CHUNK = 65_536
 

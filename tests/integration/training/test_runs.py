@@ -13,13 +13,13 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
+
+from tests.support.learning import CAPTURES, DataRoom, data_room
 from vedette.controller.domain.errors import InvalidInput, NotFound, Refused
 from vedette.controller.jobs import examine
 from vedette.models.golden import Golden, mismatch
 from vedette.models.profile import ReferenceProfile
 from vedette.wire.views import Run, RunState
-
-from tests.support.learning import CAPTURES, DataRoom, data_room
 
 ROOT = Path(__file__).parents[3]
 SET = CAPTURES / "shifted"

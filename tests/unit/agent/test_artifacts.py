@@ -11,6 +11,10 @@ from typing import Any, Self
 
 import grpc
 import pytest
+
+from tests.support.clock import FakeClock
+from tests.support.fake_controller import AGENT_ID, FakeController
+from tests.support.waiting import until
 from vedette.agent.adapters import artifacts
 from vedette.agent.adapters.artifacts import DownloadAbandoned, DownloadRefused, Downloads
 from vedette.agent.adapters.blobs import Blobs
@@ -20,10 +24,6 @@ from vedette.agent.domain.backoff import Backoff
 from vedette.agent.domain.errors import BlobCorrupt, DiskFull
 from vedette.models.documents import digest_of
 from vedette.models.release import Blob
-
-from tests.support.clock import FakeClock
-from tests.support.fake_controller import AGENT_ID, FakeController
-from tests.support.waiting import until
 
 DATA = bytes(range(256)) * 40 + b"end"
 

@@ -10,9 +10,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from vedette.agent.cli import run_command
 
 from tests.support.fake_controller import AGENT_ID, FakeController
+from vedette.agent.cli import run_command
 
 
 @pytest.fixture

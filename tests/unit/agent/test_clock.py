@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 
-from vedette.agent.domain.clock import TrustedClock
-
 from tests.support.clock import NOON, FakeClock
+from vedette.agent.domain.clock import TrustedClock
 
 
 def test_time_is_never_before_the_floor_when_the_appliance_boots_in_1970() -> None:

@@ -10,12 +10,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+
+from tests.support.captures import capture_datagrams
 from vedette.agent.adapters.collector import Collector, CollectorFailed
 from vedette.agent.adapters.templates import TemplateFile
 from vedette.models.flows.datagrams import Datagram
 from vedette.models.flows.netflow import FlowDecoder
-
-from tests.support.captures import capture_datagrams
 
 
 class Bench:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from datetime import timedelta
 
+from tests.support.clock import NOON, FakeClock
 from vedette.agent.domain.conditions import MOST_TEXT, Conditions
 from vedette.wire.values import Severity
-
-from tests.support.clock import NOON, FakeClock
 
 
 async def test_a_condition_keeps_the_time_it_began_while_its_text_changes() -> None:

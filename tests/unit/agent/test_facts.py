@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 import vedette.agent.app
 from vedette.agent.adapters import gpus
 from vedette.agent.adapters.facts import cpu_features, host_facts

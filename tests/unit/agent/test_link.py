@@ -9,6 +9,10 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 
 import pytest
+
+from tests.support.clock import NOON, FakeClock
+from tests.support.fake_controller import AGENT_ID, FakeController
+from tests.support.pki import Authority
 from vedette.agent.adapters.identity import Identity, certificate_request
 from vedette.agent.adapters.link import Link, LinkState
 from vedette.agent.domain.backoff import Backoff
@@ -16,10 +20,6 @@ from vedette.agent.domain.conditions import Conditions
 from vedette.agent.domain.errors import StateError
 from vedette.wire import values
 from vedette.wire.values import Facts, GenerationResult, Outcome, Status, Welcome
-
-from tests.support.clock import NOON, FakeClock
-from tests.support.fake_controller import AGENT_ID, FakeController
-from tests.support.pki import Authority
 
 
 class Desk:

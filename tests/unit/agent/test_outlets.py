@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
+
 from vedette.agent.adapters import systemd
 from vedette.agent.adapters.files import replace_file
 from vedette.agent.adapters.http import AddressInUse, HttpServer, Page

@@ -11,6 +11,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
+
+from tests.support.captures import capture_datagrams
+from tests.support.clock import FakeClock
+from tests.support.flow_models import capture_features, flow_release, logistic
+from tests.support.tiny_models import Shelf
 from vedette.agent.adapters import pipeline as pipeline_module
 from vedette.agent.adapters.pipeline import FlowPipeline
 from vedette.agent.adapters.serving import Answer
@@ -21,11 +26,6 @@ from vedette.models.flows.datagrams import Datagram
 from vedette.models.profile import DataProfile, ReferenceProfile
 from vedette.models.release import Release
 from vedette.wire.values import BuildRef
-
-from tests.support.captures import capture_datagrams
-from tests.support.clock import FakeClock
-from tests.support.flow_models import capture_features, flow_release, logistic
-from tests.support.tiny_models import Shelf
 
 CAPTURE = "base/softflowd-v9"
 BIAS = -5.0

@@ -7,15 +7,15 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
+
+from tests.support.clock import NOON
+from tests.support.fake_controller import AGENT_ID
 from vedette.agent.domain.reconcile import Accepted, Install, Refused, Remove, Trust, plan, verify
 from vedette.models.assignment import ASSIGNMENT_TYPE, Assignment, AtDeadline, SlotAssignment
 from vedette.models.documents import digest_of
 from vedette.models.release import RELEASE_TYPE, Blob, Build, Release, TensorSpec, Tolerance
 from vedette.models.signing import SigningKey, seal
 from vedette.wire.values import DesiredState
-
-from tests.support.clock import NOON
-from tests.support.fake_controller import AGENT_ID
 
 RELEASE_KEY, ASSIGNMENT_KEY = SigningKey.generate(), SigningKey.generate()
 TRUST = Trust(AGENT_ID, (RELEASE_KEY.public,), (ASSIGNMENT_KEY.public,))

@@ -11,17 +11,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
-from vedette.agent.adapters.reconciler import Reconciler
-from vedette.agent.adapters.serving import EventKind, Serving, ServingEvent
-from vedette.agent.adapters.state import State
-from vedette.agent.domain.backoff import Backoff
-from vedette.agent.domain.clock import TrustedClock
-from vedette.agent.domain.conditions import Conditions
-from vedette.agent.domain.errors import InstallCode, InstallFailed
-from vedette.agent.domain.reconcile import Trust
-from vedette.models.assignment import AtDeadline, SlotAssignment
-from vedette.models.release import Blob, Release
-from vedette.wire.values import BuildRef, DesiredState, Facts, GenerationResult, Outcome, SlotStatus, Welcome
 
 from tests.support.clock import NOON, FakeClock
 from tests.support.fake_controller import AGENT_ID
@@ -34,6 +23,17 @@ from tests.unit.agent.test_reconcile import (
     release,
     slot_of,
 )
+from vedette.agent.adapters.reconciler import Reconciler
+from vedette.agent.adapters.serving import EventKind, Serving, ServingEvent
+from vedette.agent.adapters.state import State
+from vedette.agent.domain.backoff import Backoff
+from vedette.agent.domain.clock import TrustedClock
+from vedette.agent.domain.conditions import Conditions
+from vedette.agent.domain.errors import InstallCode, InstallFailed
+from vedette.agent.domain.reconcile import Trust
+from vedette.models.assignment import AtDeadline, SlotAssignment
+from vedette.models.release import Blob, Release
+from vedette.wire.values import BuildRef, DesiredState, Facts, GenerationResult, Outcome, SlotStatus, Welcome
 
 
 class Active:

@@ -6,6 +6,7 @@ import socket
 from pathlib import Path
 
 import pytest
+
 from vedette.agent.settings import OPTIONS, read_settings
 from vedette.models.toml_settings import SettingsError
 

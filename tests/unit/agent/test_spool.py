@@ -11,12 +11,12 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
-from vedette.agent.adapters.spool import Spool
-from vedette.agent.domain.errors import DiskFull, StateError
-from vedette.wire.values import Gap, TelemetryBatch, Window
 
 from tests.support.clock import NOON
 from tests.support.disks import BALLAST, full_disk
+from vedette.agent.adapters.spool import Spool
+from vedette.agent.domain.errors import DiskFull, StateError
+from vedette.wire.values import Gap, TelemetryBatch, Window
 
 BIG = 10**9
 

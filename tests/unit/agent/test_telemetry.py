@@ -11,6 +11,10 @@ from pathlib import Path
 import grpc
 import numpy as np
 import pytest
+
+from tests.support.clock import NOON, FakeClock
+from tests.support.fake_controller import AGENT_ID, FakeController
+from tests.support.waiting import until
 from vedette.agent.adapters.channels import OPTIONS, credentials
 from vedette.agent.adapters.identity import certificate_request
 from vedette.agent.adapters.spool import Spool
@@ -20,10 +24,6 @@ from vedette.agent.domain.windows import Gauges, ScoredRows, Windows
 from vedette.models.profile import DataProfile, ReferenceProfile, latency_percentile
 from vedette.wire.limits import MAX_MESSAGE_BYTES
 from vedette.wire.values import BuildRef, Window
-
-from tests.support.clock import NOON, FakeClock
-from tests.support.fake_controller import AGENT_ID, FakeController
-from tests.support.waiting import until
 
 FIRST, SECOND = BuildRef(model="m", version=1, build="sha256:a"), BuildRef(model="m", version=2, build="sha256:b")
 RNG = np.random.default_rng(5)

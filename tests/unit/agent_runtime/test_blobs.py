@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+
 from vedette.agent.adapters.blobs import Blobs
 from vedette.agent.domain.errors import BlobCorrupt, SpawnFailed, StateError
 from vedette.models.documents import digest_of

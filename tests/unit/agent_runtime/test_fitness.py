@@ -4,10 +4,10 @@ import re
 from dataclasses import replace
 
 import pytest
-from vedette.agent.domain.fitness import misfit, unmet
-from vedette.models.release import Release, TensorSpec
 
 from tests.support.tiny_models import FLOW_OUTPUTS, Shelf
+from vedette.agent.domain.fitness import misfit, unmet
+from vedette.models.release import Release, TensorSpec
 
 RUNTIMES = {"onnxruntime": "1.32.0"}
 

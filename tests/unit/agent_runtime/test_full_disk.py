@@ -8,11 +8,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from vedette.agent.domain.errors import InstallCode, InstallFailed
 
 from tests.support.appliance import Appliance
 from tests.support.disks import full_disk
 from tests.support.tiny_models import assigned, flow_rows
+from vedette.agent.domain.errors import InstallCode, InstallFailed
 
 SLOT = "flow-threat"
 

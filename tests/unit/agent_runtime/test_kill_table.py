@@ -9,10 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from vedette.wire.values import SlotState
 
 from tests.support.appliance import Appliance
 from tests.support.tiny_models import assigned, flow_outputs, flow_rows
+from vedette.wire.values import SlotState
 
 SLOT = "flow-threat"
 STORED = ["downloading", "verified", "staged", "tested", "active"]

@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+
+from tests.support.tiny_models import FILTER_INPUTS, FILTER_OUTPUTS, FLOW_INPUTS, FLOW_OUTPUTS, flow_outputs, flow_rows
 from vedette.agent.adapters.ring import AREAS, Area, Plan, RingError, create_ring
 from vedette.agent.domain.errors import InvalidRequest, ModelRefused
 from vedette.models.release import TensorSpec
-
-from tests.support.tiny_models import FILTER_INPUTS, FILTER_OUTPUTS, FLOW_INPUTS, FLOW_OUTPUTS, flow_outputs, flow_rows
 
 
 def plan(max_rows: int = 8) -> Plan:

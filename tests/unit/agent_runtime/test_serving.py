@@ -9,6 +9,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+
+from tests.support import tiny_models
+from tests.support.appliance import Appliance
+from tests.support.tiny_models import assigned, flow_outputs, flow_rows
 from vedette.agent.adapters.serving import EventKind, ServingEvent
 from vedette.agent.domain.errors import (
     AgentError,
@@ -25,10 +29,6 @@ from vedette.models.assignment import MAX_SLOTS
 from vedette.models.golden import Golden
 from vedette.models.release import Blob, Build, Release, TensorSpec, Tolerance
 from vedette.wire.values import SlotState
-
-from tests.support import tiny_models
-from tests.support.appliance import Appliance
-from tests.support.tiny_models import assigned, flow_outputs, flow_rows
 
 SLOT = "flow-threat"
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+
 from vedette.agent.domain.errors import InstallCode
 from vedette.agent.domain.slots import MAX_SAVES
 from vedette.wire.values import SlotState

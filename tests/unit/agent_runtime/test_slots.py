@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from vedette.agent.domain.slots import (
     MAX_SAVES,
     TRANSITIONS,

@@ -5,14 +5,14 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+
+from tests.support.disks import full_disk
 from vedette.agent.adapters.reserve import RESERVE_BYTES
 from vedette.agent.adapters.state import Documents, Migration, Sequences, State
 from vedette.agent.domain.errors import DiskFull, StateError
 from vedette.agent.domain.slots import SlotRecord
 from vedette.models.assignment import SlotAssignment
 from vedette.wire.values import SlotState
-
-from tests.support.disks import full_disk
 
 NOON = datetime(2026, 11, 23, 12, tzinfo=UTC)
 

@@ -15,6 +15,9 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
+
+from tests.support import tiny_models
+from tests.support.memory_files import memory_file
 from vedette.agent.adapters.ring import RECORD, Kind, Plan
 from vedette.agent.adapters.worker import Retired, RowPace, Runner, Strike, Worker, WorkerSettings
 from vedette.agent.domain.errors import (
@@ -29,9 +32,6 @@ from vedette.agent.domain.errors import (
     WorkerTimeout,
 )
 from vedette.models.release import TensorSpec
-
-from tests.support import tiny_models
-from tests.support.memory_files import memory_file
 
 SMALL = WorkerSettings(nice=0, max_rows=64, deadline_s=1.0, grace_s=1.0, load_timeout_s=30.0)
 

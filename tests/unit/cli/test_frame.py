@@ -11,11 +11,11 @@ from pathlib import Path
 import click
 import grpc
 import pytest
+
+from tests.support.cli_stage import CONTEXT, Stage
 from vedette.controller.cli import root
 from vedette.controller.cli.client import connect
 from vedette.wire.v1 import admin_pb2 as pb
-
-from tests.support.cli_stage import CONTEXT, Stage
 
 ROOT = Path(__file__).parents[3]
 

@@ -14,6 +14,8 @@ import pytest
 from click.shell_completion import ShellComplete
 from hypothesis import given
 from hypothesis import strategies as st
+
+from tests.support.cli_stage import NOW, Stage
 from vedette.controller.cli import root
 from vedette.controller.cli.output import Column, Output, fitting, plain
 from vedette.controller.cli.problems import Usage
@@ -23,8 +25,6 @@ from vedette.controller.cli.session import Session
 from vedette.controller.cli.words import ago, clean, count, pairs, seconds, share, size, span, three
 from vedette.wire import views
 from vedette.wire.v1 import admin_pb2 as pb
-
-from tests.support.cli_stage import NOW, Stage
 
 COLUMNS = (Column("NAME"), Column("LABELS", 3), Column("STATE"), Column("WHY", 1))
 ROWS = [["edge-1", "x" * 30, "healthy", "y" * 40]]

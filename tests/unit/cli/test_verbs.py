@@ -9,11 +9,11 @@ from typing import Any
 
 import grpc
 import pytest
+
+from tests.support.cli_stage import NOW, Refusal, Stage
 from vedette.wire import convert, views
 from vedette.wire.v1 import admin_pb2 as pb
 from vedette.wire.values import Condition, Facts, Severity, SlotState
-
-from tests.support.cli_stage import NOW, Refusal, Stage
 
 AGO = NOW - timedelta(minutes=4)
 

@@ -5,6 +5,7 @@ from urllib.parse import quote
 
 import grpc
 import pytest
+
 from vedette.controller.adapters.grpc.admin import METHODS, compose, methods_of
 from vedette.controller.adapters.grpc.admin_fleet import AdminFleet
 from vedette.controller.adapters.grpc.admin_ml import AdminMl

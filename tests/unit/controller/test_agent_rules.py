@@ -5,6 +5,8 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
+from tests.support.clock import NOON
 from vedette.controller.domain.agents import AgentRecord, slots_view, state_of, unique_name
 from vedette.controller.domain.desired import ASSIGNMENT_LIFE, issue, must_reissue_after, must_reissue_at_hello
 from vedette.controller.domain.errors import InvalidInput
@@ -23,8 +25,6 @@ from vedette.wire.values import (
     Status,
 )
 from vedette.wire.views import AgentState
-
-from tests.support.clock import NOON
 
 AGENT = AgentRecord(
     id="a", name="edge", key_digest="k", facts=Facts(), enrolled=NOON, seen=NOON, is_online=True, desired_sequence=3

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
 from vedette.controller.adapters.blobs import BlobStore
 from vedette.controller.domain.errors import DiskFull, NotFound, StoreFailed, TooLarge
 

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
 from vedette.controller.adapters.sqlite.database import Database, Migration, script
 from vedette.controller.domain.errors import DiskFull, StoreFailed
 

@@ -2,6 +2,7 @@ import asyncio
 from collections.abc import AsyncIterator
 
 import pytest
+
 from vedette.controller.adapters.http import Answer, HttpServer, Metric, exposition
 from vedette.controller.domain.errors import StoreFailed
 

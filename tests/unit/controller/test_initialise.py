@@ -2,6 +2,7 @@ import os
 from pathlib import Path
 
 import pytest
+
 from vedette.controller.adapters import initialise as module
 from vedette.controller.adapters.examine import examine
 from vedette.controller.adapters.initialise import MARKER, Plan, check_initialised, initialise

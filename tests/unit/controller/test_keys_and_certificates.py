@@ -5,6 +5,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID
+
 from vedette.controller.adapters.keys import KeyRing, create_keys, write_file
 from vedette.controller.adapters.pki import SERVER_NAME, CertificateAuthority, Identity, identity_of, key_digest_of
 from vedette.controller.domain.errors import InvalidInput, Refused, StoreFailed, Unauthenticated

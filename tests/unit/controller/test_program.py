@@ -1,6 +1,7 @@
 from pathlib import Path
 
 import pytest
+
 from vedette.controller.__main__ import exit_code_of, main
 from vedette.controller.domain import errors
 from vedette.controller.settings import OPTIONS

@@ -1,6 +1,7 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from vedette.controller.domain.errors import InvalidInput
 from vedette.controller.domain.selector import Selector, attributes_of, check_labels
 from vedette.wire.values import Facts

@@ -5,11 +5,11 @@ from itertools import pairwise
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from tests.support.clock import NOON
 from vedette.controller.domain.telemetry import MAX_RANGES, MAX_RECENT, Range, Tallies, Tally, admit, pulse, recent
 from vedette.models.profile import LATENCY_EDGES_MS
 from vedette.wire.values import Gap, TelemetryBatch, Window
-
-from tests.support.clock import NOON
 
 BINS = len(LATENCY_EDGES_MS) + 1
 

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 from sklearn.ensemble import IsolationForest
+
 from vedette.controller.conversion.errors import ConversionError, ParityError
 from vedette.controller.conversion.models import (
     cascade_reference,

@@ -13,12 +13,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+
+from tests.support.learning import CAPTURES, DataRoom, data_room, pieces
 from vedette.controller.domain.errors import ControllerError, InvalidInput, NotFound, Refused, StoreFailed, TooLarge
 from vedette.controller.jobs import flow_table
 from vedette.models.flows.captures import read_capture
 from vedette.models.flows.netflow import FlowDecoder
-
-from tests.support.learning import CAPTURES, DataRoom, data_room, pieces
 
 SOFTFLOWD = CAPTURES / "base/softflowd-v9.pcap.gz"
 RECORDS = 32_289  # of it, as its README says

@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from tests.support.learning import CAPTURES
 from vedette.controller.domain.labels import (
     MAX_LABEL_FILE_BYTES,
     LabelFileError,
@@ -19,8 +21,6 @@ from vedette.controller.domain.labels import (
     parse_label_file,
 )
 from vedette.models.flows.records import FlowRecords, address_halves, address_text, empty
-
-from tests.support.learning import CAPTURES
 
 WINDOW: dict[str, Any] = {"label": "brute", "src": "10.0.0.9", "dst": None, "dport": None, "start": 100, "end": 200}
 

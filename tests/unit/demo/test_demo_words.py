@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
+
 from vedette.controller.cli.problems import Failed, Missing, Refused, Usage
 from vedette.controller.demo import live
 from vedette.controller.demo.command import run_demo

@@ -7,6 +7,7 @@ import pytest
 import scipy.spatial.distance
 from hypothesis import given
 from hypothesis import strategies as st
+
 from vedette.controller.domain.drift import HistogramMismatch, js_divergence, stability_index
 
 counts = st.lists(st.integers(0, 10_000), min_size=2, max_size=32).filter(any)

@@ -11,14 +11,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+
+from tests.support.learning import DataRoom, StepClock, data_room
 from vedette.controller.domain.drift import ENOUGH_ROWS, MAX_AGENTS, Observed, judge
 from vedette.controller.domain.errors import InvalidInput, NotFound
 from vedette.controller.domain.registry import EXACT, Draft
 from vedette.controller.services.drift import DriftService
 from vedette.models.profile import DataProfile, ReferenceProfile
 from vedette.models.release import Build, TensorSpec
-
-from tests.support.learning import DataRoom, StepClock, data_room
 
 NAMES = ("bytes", "packets", "rate")
 

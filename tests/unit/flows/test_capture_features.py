@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from vedette.models.flows.extract import FLOW_SCHEMA, FlowExtractor
-from vedette.models.flows.netflow import FlowDecoder
 
 from tests.support.captures import capture_datagrams
 from tests.support.flow_training import capture_flows, capture_labels, capture_records
 from tests.support.flows import assert_same, cut, feed, joined
+from vedette.models.flows.extract import FLOW_SCHEMA, FlowExtractor
+from vedette.models.flows.netflow import FlowDecoder
 
 _FORMS = ("softflowd-v5", "softflowd-v9", "softflowd-ipfix", "softflowd-ipfix-biflow", "pmacct-v9")
 

@@ -11,10 +11,10 @@ from collections.abc import Iterator
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from vedette.models.errors import ModelsError
-from vedette.models.flows.captures import CaptureError, Datagram, read_capture, write_capture
 
 from tests.support.captures import CAPTURES
+from vedette.models.errors import ModelsError
+from vedette.models.flows.captures import CaptureError, Datagram, read_capture, write_capture
 
 SENT = [
     Datagram(1_795_433_818_123_456_789, "192.0.2.1", 40112, b"first"),

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from vedette.models.flows.context import (
     FIRST_MEAN,
     FORGET_S,

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from vedette.models.flows.extract import FLOW_SCHEMA, SILENCE_MS, FlowExtractor, Limits
-from vedette.models.flows.records import FlowRecords, empty
 
 from tests.support.flows import T0_MS, answer, assert_same, cut, feed, joined, of_exporter, record, traffic
+from vedette.models.flows.extract import FLOW_SCHEMA, SILENCE_MS, FlowExtractor, Limits
+from vedette.models.flows.records import FlowRecords, empty
 
 
 def _column(name: str) -> int:

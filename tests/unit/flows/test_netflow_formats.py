@@ -6,8 +6,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from vedette.models.flows.netflow import Exporter, FlowDecoder
-from vedette.models.flows.records import FlowRecords, address_halves, address_text
 
 from tests.support.flow_packets import (
     SECONDS,
@@ -26,6 +24,8 @@ from tests.support.flow_packets import (
     v5_record,
     v9,
 )
+from vedette.models.flows.netflow import Exporter, FlowDecoder
+from vedette.models.flows.records import FlowRecords, address_halves, address_text
 
 EXPORT_MS = SECONDS * 1000
 ADDRESSES: tuple[FieldSpec, ...] = ((8, 4), (12, 4))

@@ -10,10 +10,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
-from vedette.models.errors import ModelsError
-from vedette.models.flows.netflow import Exporter, FlowDecoder
-from vedette.models.flows.records import FLOW_RECORD
-from vedette.models.flows.templates import Limits, NetflowError, Reason
 
 from tests.support.captures import capture_datagrams
 from tests.support.flow_packets import (
@@ -33,6 +29,10 @@ from tests.support.flow_packets import (
     v5_record,
     v9,
 )
+from vedette.models.errors import ModelsError
+from vedette.models.flows.netflow import Exporter, FlowDecoder
+from vedette.models.flows.records import FLOW_RECORD
+from vedette.models.flows.templates import Limits, NetflowError, Reason
 
 HERE = "192.0.2.1"
 GOOD_TEMPLATE = template(256, *V4_FLOW)

@@ -7,10 +7,10 @@ import re
 
 import numpy as np
 import pytest
-from vedette.models.flows.netflow import Exporter, FlowDecoder
-from vedette.models.flows.records import FlowRecords, address_text
 
 from tests.support.captures import CAPTURES, capture_datagrams
+from vedette.models.flows.netflow import Exporter, FlowDecoder
+from vedette.models.flows.records import FlowRecords, address_text
 
 _ROW = re.compile(r"\| (\S+)\.pcap\.gz \| [^|]+ \| (\d+) \| (\d+) \|")
 # Name, datagrams and records as the READMEs say, counted when the captures were made.

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from vedette.models.flows.records import FlowRecords, address_text, empty
-from vedette.models.flows.stitch import MAX_GAP_MS, stitch
 
 from tests.support.flows import CLIENT, SERVER, T0_MS, answer, record, traffic
+from vedette.models.flows.records import FlowRecords, address_text, empty
+from vedette.models.flows.stitch import MAX_GAP_MS, stitch
 
 
 def _ends(flows: FlowRecords) -> tuple[str, str]:

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+
 from vedette.models.evidence import MAX_ROWS, EvidenceError, occlusion_rows, rank, weights
 
 _NAMES = ("a", "b", "c", "d")

@@ -4,12 +4,12 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
+from tests.support.documents import LATER, NOW, assignment, blob, release
 from vedette.models.assignment import Assignment, AtDeadline, Refusal, SlotAssignment, accept
 from vedette.models.documents import DocumentError, canonical_json, parse_json
 from vedette.models.errors import ModelsError
 from vedette.models.release import Blob, Release, TensorSpec, Tolerance, check_model_name
-
-from tests.support.documents import LATER, NOW, assignment, blob, release
 
 
 def test_a_release_reads_back_and_keeps_its_digest():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+
 from vedette.models.documents import DocumentError
 from vedette.models.flows.extract import FLOW_SCHEMA
 from vedette.models.schema import MAX_FEATURES, MAX_SCHEMA_BYTES, Feature, FeatureSchema, SchemaError

@@ -5,6 +5,7 @@ import json
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from vedette.models.signing import MAX_ENVELOPE_BYTES, SignatureError, SigningKey, key_id, seal, signers, unseal
 
 KEY, OTHER = SigningKey.generate(), SigningKey.generate()

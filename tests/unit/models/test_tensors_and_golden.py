@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+
 from vedette.models.golden import Golden, mismatch
 from vedette.models.release import Tolerance
 from vedette.models.tensors import MAX_TENSOR_FILE_BYTES, TensorFileError, dump_tensors, load_tensors

@@ -1,6 +1,7 @@
 import json
 
 import numpy as np
+
 from vedette.models.flows import records
 from vedette.models.verdict import Evidence, ScoredBy, time_text, verdict_lines
 

@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 import onnxruntime
 import pytest
+
+from tests.support.flow_training import capture_training, flow_threat
 from vedette.controller.conversion.models import cascade_reference, cascade_to_onnx
 from vedette.controller.conversion.parity import check_parity, parity_rows
 from vedette.controller.conversion.trees import lightgbm_trees
 from vedette.models.recipes import Recipe, TrainingData, TrainingDataError, TrainingResult
 from vedette.models.release import Tolerance
-
-from tests.support.flow_training import capture_training, flow_threat
 
 _QUICK = {"rounds": 60, "kind_rounds": 8, "kind_rows": 500, "folds": 3, "block_s": 60}
 

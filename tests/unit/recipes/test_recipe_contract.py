@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from vedette.models.recipes import Matrix, RecipeError, RecipeSpec, TrainingData, TrainingDataError, open_recipe
 from vedette.models.schema import Feature, FeatureSchema
 

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import ModelProto, TensorProto, helper
-from vedette.controller.domain.model_gate import GateLimits, ModelRefused, check_model, check_size, check_tree_nodes
 
 from tests.support import onnx_models as made
 from tests.support.onnx_models import FLOATS
+from vedette.controller.domain.model_gate import GateLimits, ModelRefused, check_model, check_size, check_tree_nodes
 
 
 def judge(model: ModelProto, limits: GateLimits | None = None) -> None:

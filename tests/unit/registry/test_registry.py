@@ -8,6 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from onnx import TensorProto, helper
+
+from tests.support import onnx_models as made
+from tests.support.learning import KEY, DataRoom, data_room
+from tests.support.onnx_models import FLOATS
 from vedette.controller.adapters.sqlite.registry import RegistryStore
 from vedette.controller.domain.errors import InvalidInput, NotFound, Refused
 from vedette.controller.jobs import examine
@@ -15,10 +19,6 @@ from vedette.models.flows.features import FLOW_SCHEMA
 from vedette.models.golden import Golden, mismatch
 from vedette.models.release import RELEASE_TYPE, Release
 from vedette.models.signing import SigningKey, unseal
-
-from tests.support import onnx_models as made
-from tests.support.learning import KEY, DataRoom, data_room
-from tests.support.onnx_models import FLOATS
 
 PLAIN = made.linear().SerializeToString()
 

@@ -11,13 +11,13 @@ from dataclasses import replace
 from datetime import timedelta
 
 import pytest
+
+from tests.support.rollout_world import NOON, World, choice, plan_only
 from vedette.controller.domain import rollout as machine
 from vedette.controller.domain.errors import Refused
 from vedette.controller.domain.rollout import Pending
 from vedette.wire.values import GenerationResult, Outcome
 from vedette.wire.views import MemberState, RolloutState
-
-from tests.support.rollout_world import NOON, World, choice, plan_only
 
 # name: (agents, waves, story, members, state, part of the reason)
 STORIES: dict[str, tuple[int, str, str, str, str, str]] = {

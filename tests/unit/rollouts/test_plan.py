@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+
+from tests.support.rollout_world import GOOD_FACTS, NOON, World, version
 from vedette.controller.domain import rollout as machine
 from vedette.controller.domain.errors import ControllerError, InvalidInput, Refused
 from vedette.controller.domain.rollout import Rollout, Standing, owed
@@ -12,8 +14,6 @@ from vedette.controller.domain.rollout_plan import DEFAULT_TIMEOUT_S, choose_bui
 from vedette.controller.domain.waves import parse_waves
 from vedette.wire import views
 from vedette.wire.values import Facts
-
-from tests.support.rollout_world import GOOD_FACTS, NOON, World, version
 
 
 def _plan(

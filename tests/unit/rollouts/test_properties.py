@@ -7,12 +7,12 @@ from datetime import timedelta
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from tests.support.rollout_world import World, choice
 from vedette.controller.domain import rollout as machine
 from vedette.controller.domain.rollout import Pending, Rollout, WaveState
 from vedette.wire.values import Outcome
 from vedette.wire.views import MemberState, RolloutState
-
-from tests.support.rollout_world import World, choice
 
 AGENTS = 6
 TIMEOUT_S = 60

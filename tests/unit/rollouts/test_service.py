@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tests.support.rollout_fleet import FakeFleet, FakeVersions, HandClock
 from vedette.controller.adapters.clock import SystemClock
 from vedette.controller.adapters.sqlite.database import Database
 from vedette.controller.adapters.sqlite.rollouts import MIGRATIONS, SqliteRollouts
@@ -18,8 +20,6 @@ from vedette.controller.services.rollouts import RolloutService
 from vedette.wire import views
 from vedette.wire.values import GenerationResult, Outcome
 from vedette.wire.views import MemberState, RolloutState
-
-from tests.support.rollout_fleet import FakeFleet, FakeVersions, HandClock
 
 
 class InPlace:

@@ -6,13 +6,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from tests.support.rollout_world import MODEL, World, plan_only
 from vedette.controller.adapters.sqlite.database import Database
 from vedette.controller.adapters.sqlite.rollouts import MIGRATIONS, SqliteRollouts
 from vedette.controller.domain import rollout as machine
 from vedette.controller.domain.errors import ControllerError
 from vedette.controller.domain.rollout import Standing
-
-from tests.support.rollout_world import MODEL, World, plan_only
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from vedette.controller.domain.errors import InvalidInput
 from vedette.controller.domain.waves import DEFAULT_WAVES, MAX_WAVES, WaveSize, in_order, parse_waves, split
 

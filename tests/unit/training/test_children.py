@@ -12,6 +12,7 @@ from typing import Any
 
 import psutil
 import pytest
+
 from vedette.controller.adapters.children import Children
 from vedette.controller.domain.errors import Refused
 from vedette.controller.domain.jobs import ChildLimits, JobCrashed, Log

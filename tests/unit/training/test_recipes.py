@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pytest
+
+from tests.support.learning import SHELF
 from vedette.controller.adapters.recipes_loader import (
     RecipeShelf,
     recipe_names,
@@ -10,8 +12,6 @@ from vedette.controller.adapters.recipes_loader import (
 )
 from vedette.controller.domain.errors import InvalidInput, NotFound
 from vedette.controller.domain.runs import check_parameters
-
-from tests.support.learning import SHELF
 
 
 def test_every_installed_recipe_has_a_description_whose_defaults_fit() -> None:

@@ -8,6 +8,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+
+from tests.support.learning import CAPTURES
 from vedette.controller.domain.errors import InvalidInput, Refused
 from vedette.controller.domain.labels import claim, parse_label_file
 from vedette.controller.jobs import flow_table
@@ -18,8 +20,6 @@ from vedette.models.flows.extract import FlowExtractor
 from vedette.models.flows.netflow import Exporter, FlowDecoder
 from vedette.models.flows.records import FlowRecords
 from vedette.models.recipes import TrainingDataError
-
-from tests.support.learning import CAPTURES
 
 WINDOWS = parse_label_file((CAPTURES / "shifted/labels.json").read_bytes())
 

@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from vedette.controller.domain.runs import ENDS, MAX_STARTS, ImpossibleStep, RunEvent, RunRecord, begin, overall, step
 from vedette.wire.views import RunState
 

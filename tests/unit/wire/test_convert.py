@@ -3,11 +3,11 @@ from datetime import UTC, datetime, timedelta, timezone
 
 import pytest
 from hypothesis import given
+
+from tests.support.wire_values import values_of
 from vedette.wire import convert, values, views
 from vedette.wire.errors import WireError
 from vedette.wire.v1 import admin_pb2, enrolment_pb2, fleet_pb2, telemetry_pb2
-
-from tests.support.wire_values import values_of
 
 PAIRS = {name: pair for name, pair in vars(convert).items() if isinstance(pair, convert.Pair)}
 

@@ -1,6 +1,7 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from vedette.wire.errors import WireError
 from vedette.wire.token import EnrolmentToken
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+
 from vedette.agent.adapters.blobs import Blobs, storage_error
 from vedette.agent.adapters.channels import BulkLink, ControllerRefused, ControllerUnreachable, call_error
 from vedette.agent.adapters.files import sync_folder

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 import grpc
+
 from vedette.agent.domain.advice import EXIT_REFUSED, EXIT_UNREACHABLE, AdvisedError
 from vedette.wire.limits import MAX_MESSAGE_BYTES
 

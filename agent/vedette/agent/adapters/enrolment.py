@@ -20,6 +20,7 @@ import grpc
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import serialization
+
 from vedette.agent.adapters.channels import (
     OPTIONS,
     ControllerCertificateWrong,

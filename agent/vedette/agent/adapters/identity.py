@@ -16,6 +16,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
+
 from vedette.agent.adapters.files import FileTooLarge, read_file, replace_file
 from vedette.agent.domain.advice import AdvisedError
 

@@ -19,6 +19,7 @@ from itertools import cycle
 from typing import Any, Protocol
 
 import grpc
+
 from vedette.agent.adapters.channels import OPTIONS, ControllerUnreachable, call_error, credentials
 from vedette.agent.adapters.identity import Identity
 from vedette.agent.adapters.waiting import either

@@ -16,6 +16,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
+
 from vedette.agent.adapters.serving import Answer
 from vedette.agent.domain.allowance import Allowance
 from vedette.agent.domain.clock import Clock

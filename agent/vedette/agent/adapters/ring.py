@@ -22,6 +22,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 import numpy.typing as npt
+
 from vedette.agent.domain.errors import InvalidRequest, ModelRefused
 from vedette.models.release import TensorSpec
 

@@ -22,6 +22,7 @@ from enum import StrEnum
 from pathlib import Path
 
 import numpy as np
+
 from vedette.agent.adapters.blobs import Blobs
 from vedette.agent.adapters.ring import Array, Plan
 from vedette.agent.adapters.state import State

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from google.protobuf.message import DecodeError
+
 from vedette.agent.adapters.blobs import storage_error
 from vedette.agent.adapters.reserve import RESERVE_BYTES, Reserve, again_when_full, free_bytes, is_disk_full
 from vedette.agent.domain.errors import DiskFull, StateError

@@ -6,6 +6,7 @@ import asyncio
 import logging
 
 import grpc
+
 from vedette.agent.adapters.channels import BulkLink, ControllerRefused, MessageTooLarge, call_error
 from vedette.agent.adapters.spool import Spool
 from vedette.agent.adapters.waiting import is_cancelling

@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
 from vedette.agent.adapters.ring import (
     AREAS,
     RECORD,

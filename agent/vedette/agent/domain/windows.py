@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
 from vedette.agent.domain.clock import Clock
 from vedette.models.profile import LATENCY_EDGES_MS, DataProfile, ReferenceProfile, latency_bin
 from vedette.wire.values import BuildRef, Window

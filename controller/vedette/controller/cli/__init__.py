@@ -11,6 +11,7 @@ import sys
 from collections.abc import Sequence
 
 import click
+
 from vedette.controller.cli import data, fleet, local, rollout
 from vedette.controller.cli.frame import PROGRAM, Group
 from vedette.controller.cli.output import Output

@@ -11,6 +11,7 @@ os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # its log lines would stand bet
 os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
 
 import grpc
+
 from vedette.controller.cli.problems import CliError, Failed, Missing, Refused, Unreachable, Usage
 from vedette.controller.context import AdminContext
 from vedette.wire.limits import MAX_MESSAGE_BYTES

@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 from click.shell_completion import CompletionItem
+
 from vedette.controller.cli.problems import CliError
 from vedette.controller.cli.session import Session, current
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+
 from vedette.controller.cli import complete
 from vedette.controller.cli.frame import noun, verb
 from vedette.controller.cli.output import Column

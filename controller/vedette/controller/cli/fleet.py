@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import click
+
 from vedette.controller.cli import complete
 from vedette.controller.cli.frame import YES, Command, Group, confirm, noun, verb
 from vedette.controller.cli.output import Column

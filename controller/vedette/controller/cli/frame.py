@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 import click
+
 from vedette.controller.cli.problems import Refused, Usage, nearest
 from vedette.controller.cli.session import Session
 

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import click
+
 from vedette.controller.cli.frame import PROGRAM, verb
 from vedette.controller.cli.problems import Failed, Missing, Unreachable, Usage
 from vedette.controller.cli.session import current, login_file

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 import click
+
 from vedette.controller.cli import complete
 from vedette.controller.cli.frame import noun, verb
 from vedette.controller.cli.output import Column

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+
 from vedette.controller.cli.output import Output
 from vedette.controller.cli.problems import Missing, Unreachable, Usage
 from vedette.controller.context import AdminContext

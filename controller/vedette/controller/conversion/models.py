@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from onnx import NodeProto
+
 from vedette.controller.conversion.errors import ConversionError
 from vedette.controller.conversion.graph import Constants, assemble, node, port
 from vedette.controller.conversion.trees import Trees, isolation_trees, lightgbm_trees, mean_path

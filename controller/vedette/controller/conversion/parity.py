@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
 from vedette.controller.conversion.errors import ParityError
 from vedette.controller.conversion.models import Outputs, Predict
 from vedette.models.recipes import Matrix

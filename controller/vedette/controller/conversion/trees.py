@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 from onnx import NodeProto, helper
+
 from vedette.controller.conversion.errors import ConversionError
 
 _MAX_FLOAT = float(np.finfo(np.float32).max)

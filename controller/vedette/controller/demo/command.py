@@ -12,6 +12,7 @@ from types import FrameType
 
 from rich.console import Console
 from rich.markup import escape
+
 from vedette.controller.cli.problems import Refused, Usage
 from vedette.controller.demo.live import check_live
 from vedette.controller.demo.programs import DemoError

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.markup import escape
 from rich.text import Text
+
 from vedette.controller.cli.progress import Meter
 
 _INDENT = 3

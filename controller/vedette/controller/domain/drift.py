@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
 from vedette.models.profile import DataProfile, ReferenceProfile
 from vedette.wire.views import AgentDrift, FeatureDrift, VersionDrift
 

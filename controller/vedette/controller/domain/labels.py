@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
 from vedette.controller.domain.errors import InvalidInput
 from vedette.models.flows.records import FlowRecords, address_halves
 

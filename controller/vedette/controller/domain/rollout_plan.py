@@ -8,6 +8,7 @@ from datetime import datetime
 from packaging.specifiers import InvalidSpecifier, SpecifierSet
 from packaging.version import InvalidVersion
 from packaging.version import Version as RuntimeVersion
+
 from vedette.controller.domain.errors import InvalidInput, Refused
 from vedette.controller.domain.rollout import Candidate, Member, Rollout, Wave, begin
 from vedette.controller.domain.waves import WaveSize, in_order, split

@@ -15,6 +15,7 @@ from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
+
 from vedette.controller.domain.errors import InvalidInput
 from vedette.models.profile import LATENCY_EDGES_MS, latency_percentile
 from vedette.wire.values import Gap, TelemetryBatch, Window

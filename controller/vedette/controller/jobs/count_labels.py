@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+
 from vedette.controller.domain.datasets import FLOWS, LABEL_COLUMN
 from vedette.controller.domain.labels import LabelWindow, claim, count_by_label
 from vedette.controller.jobs import flow_table, harness

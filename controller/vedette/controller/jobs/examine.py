@@ -17,6 +17,7 @@ import numpy.typing as npt
 import onnx
 import onnxruntime
 from google.protobuf.message import DecodeError
+
 from vedette.controller.domain.model_gate import (
     GateLimits,
     ModelRefused,

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
+
 from vedette.controller.jobs.tables import Rejects, unreadable
 from vedette.models.flows.records import FLOW_RECORD, FlowRecords, address_halves, empty
 

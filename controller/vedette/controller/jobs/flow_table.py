@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+
 from vedette.controller.domain.datasets import Columns
 from vedette.models.flows.netflow import Exporter
 from vedette.models.flows.records import FLOW_RECORD, FlowRecords

@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+
 from vedette.controller.domain.datasets import FLOWS, TABLE, Columns, check_same_form
 from vedette.controller.jobs import flow_columns, flow_table, harness, tables
 from vedette.controller.jobs.tables import Rejects, unreadable

@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
+
 from vedette.controller.domain.datasets import Columns
 from vedette.controller.domain.errors import InvalidInput, TooLarge
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
 from vedette.controller.domain.model_gate import ModelRefused
 from vedette.controller.domain.registry import EXACT, check_flow_fit
 from vedette.controller.jobs import examine, harness

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
 from vedette.controller.conversion import models as conversion
 from vedette.controller.conversion.errors import ConversionError
 from vedette.controller.conversion.parity import UNDECIDED, check_parity, parity_rows

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
+
 from vedette.controller.domain.datasets import FLOWS, LABEL_COLUMN
 from vedette.controller.domain.errors import InvalidInput, Refused
 from vedette.controller.domain.labels import BENIGN, LabelWindow, claim

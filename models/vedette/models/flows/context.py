@@ -26,6 +26,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+
 from vedette.models.flows.hashing import Keys, begins
 
 Floats = npt.NDArray[np.float64]

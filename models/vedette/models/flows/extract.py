@@ -24,6 +24,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
+
 from vedette.models.flows.features import FLOW_SCHEMA, Context, Matrix
 from vedette.models.flows.records import FlowRecords, chosen, empty, joined
 from vedette.models.flows.stitch import stitch

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
+
 from vedette.models.flows.context import (
     FIRST_MEAN,
     INTERVAL_DEVIATION,

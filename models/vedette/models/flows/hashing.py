@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
 from vedette.models.flows.records import FlowRecords
 
 Keys = npt.NDArray[np.uint64]

@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+
 from vedette.models.flows.records import FLOW_RECORD, V4_MAPPED, FlowRecords
 
 Column = npt.NDArray[Any]

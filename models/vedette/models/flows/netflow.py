@@ -35,6 +35,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
+
 from vedette.models.flows.datagrams import Datagram
 from vedette.models.flows.layouts import MAX_TIME_MS, UPTIME_UNKNOWN, Chunk, Field, Layout
 from vedette.models.flows.records import FLOW_RECORD, FlowRecords, empty

@@ -24,6 +24,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+
 from vedette.models.flows.hashing import begins, destination_keys, join, mix, source_keys
 from vedette.models.flows.records import FlowRecords, chosen
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 from sklearn.ensemble import IsolationForest
+
 from vedette.models.recipes import Progress, TrainingData, TrainingResult
 
 

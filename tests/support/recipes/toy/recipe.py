@@ -9,6 +9,7 @@ from typing import Any
 
 import lightgbm
 import numpy as np
+
 from vedette.models.recipes import Cascade, Progress, TrainingData, TrainingDataError, TrainingResult
 
 _SETTINGS = {"num_threads": 1, "verbosity": 1, "deterministic": True, "num_leaves": 7, "seed": 1}

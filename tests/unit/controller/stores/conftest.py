@@ -2,6 +2,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
 from vedette.controller.adapters.sqlite import agents, telemetry, tokens
 from vedette.controller.adapters.sqlite.database import Database
 

@@ -5,6 +5,8 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
+
+from tests.support.clock import NOON
 from vedette.controller.adapters.sqlite.agents import KEPT_ASSIGNMENTS, AgentStore
 from vedette.controller.adapters.sqlite.database import Database
 from vedette.controller.adapters.sqlite.tokens import AdminStore, TokenStore
@@ -16,8 +18,6 @@ from vedette.controller.services.fleet import Agents
 from vedette.models.assignment import SlotAssignment
 from vedette.models.signing import SigningKey
 from vedette.wire.values import Condition, Facts, GenerationResult, Gpu, Outcome, Severity, Status
-
-from tests.support.clock import NOON
 
 KEY = SigningKey.generate()
 FACTS = Facts(hostname="edge", cpu_features=("avx2",), runtimes={"onnxruntime": "1.32"}, gpus=(Gpu(name="x"),))

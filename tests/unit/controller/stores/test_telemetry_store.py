@@ -4,15 +4,15 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
+
+from tests.support.clock import NOON
+from tests.unit.controller.stores.test_fleet_stores import enrol, token
 from vedette.controller.adapters.sqlite import telemetry as module
 from vedette.controller.adapters.sqlite.database import Database
 from vedette.controller.adapters.sqlite.telemetry import TelemetryStore
 from vedette.controller.adapters.sqlite.tokens import TokenStore
 from vedette.controller.domain.telemetry import LATENCY_BINS, Tallies, Tally
 from vedette.wire.values import TelemetryBatch, Window
-
-from tests.support.clock import NOON
-from tests.unit.controller.stores.test_fleet_stores import enrol, token
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ from datetime import timedelta
 from typing import Any
 
 from grpc import aio
+
 from vedette.controller.services.enrolment import Enrolment
 from vedette.controller.services.overview import FleetDesk
 from vedette.wire import convert

@@ -7,6 +7,7 @@ from datetime import timedelta
 from typing import Any, Protocol, TypeVar
 
 from grpc import aio
+
 from vedette.controller.domain.errors import InvalidInput
 from vedette.controller.services.datasets import DatasetService
 from vedette.controller.services.drift import DriftService

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable
 
 import grpc
+
 from vedette.controller.services.rollouts import RolloutService
 from vedette.wire.convert import ROLLOUT
 from vedette.wire.v1 import admin_pb2

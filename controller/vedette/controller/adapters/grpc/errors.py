@@ -7,6 +7,7 @@ What was not foreseen is told as INTERNAL without its text; that stays in our lo
 from __future__ import annotations
 
 import grpc
+
 from vedette.controller.domain import errors
 from vedette.models.errors import ModelsError
 from vedette.wire.errors import WireError

@@ -17,6 +17,7 @@ from typing import Any
 
 import grpc
 from grpc import aio
+
 from vedette.controller.adapters.grpc.errors import CODE_KEY, public_error
 from vedette.controller.adapters.pki import Identity, identity_of
 from vedette.controller.domain.errors import ControllerError, Forbidden, TooMany, Unauthenticated

@@ -10,6 +10,7 @@ from typing import Any
 
 import grpc
 from grpc import aio
+
 from vedette.controller.adapters.grpc.guard import Guard
 from vedette.controller.adapters.keys import KeyRing
 from vedette.controller.domain.errors import StoreFailed

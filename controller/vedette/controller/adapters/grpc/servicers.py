@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 from grpc import aio
+
 from vedette.controller.adapters.grpc.guard import caller, host_of
 from vedette.controller.domain.errors import Unavailable
 from vedette.controller.services.artifacts import Artifacts

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 
 import numpy as np
+
 from vedette.controller.adapters.sqlite.database import Database, script
 from vedette.controller.adapters.sqlite.rows import json_column, microseconds, time_at
 from vedette.controller.domain.telemetry import Place, Range, Tally, Totals, admit, recent
