@@ -31,13 +31,13 @@ def closure(name: str, extras: frozenset[str]) -> set[str]:
 
 def test_the_agent_brings_nothing_of_the_controllers():
     brought = closure("vedette", frozenset({"agent"}))
-    assert brought >= {"grpcio", "onnxruntime", "psutil", "cryptography", "numpy", "protobuf", "zstandard"}
+    assert brought >= {"grpcio", "onnxruntime", "cryptography", "numpy", "protobuf"}
     assert not brought & CONTROLLER_ONLY
 
 
 def test_the_agents_dependencies_stay_few():
     # onnxruntime brings flatbuffers and packaging, cryptography cffi, grpcio typing_extensions.
-    allowed = {"grpcio", "onnxruntime", "psutil", "cryptography", "numpy", "protobuf", "zstandard"}
+    allowed = {"grpcio", "onnxruntime", "cryptography", "numpy", "protobuf"}
     allowed |= {"flatbuffers", "packaging", "cffi", "pycparser", "typing-extensions"}
     assert closure("vedette", frozenset({"agent"})) <= allowed
 

@@ -10,7 +10,7 @@ import sys
 from importlib.util import find_spec
 
 _BRINGS = {
-    "agent": ("grpc", "onnxruntime", "psutil"),
+    "agent": ("grpc", "onnxruntime"),
     "controller": ("grpc", "click", "rich", "pyarrow", "lightgbm", "onnx"),
 }
 """Libraries that only an extra brings, by extra."""
