@@ -16,7 +16,11 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade 'pip>=25.1'
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt \
 	    --group dev --editable '.[agent,controller]'
+	$(BIN)/python -m vedette.controller.adapters.openmp $(VENV)/openmp
 	touch $@
+
+# Tests and benchmarks load LightGBM in their own process; a minimal Debian has no OpenMP runtime for it (libgomp1).
+test test-root bench: export LD_LIBRARY_PATH := $(CURDIR)/$(VENV)/openmp$(if $(LD_LIBRARY_PATH),:$(LD_LIBRARY_PATH))
 
 demo: dev
 	$(BIN)/vedette demo $(ARGS)

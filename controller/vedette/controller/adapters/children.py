@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from vedette.controller.adapters.openmp import library_path
 from vedette.controller.domain import errors
 from vedette.controller.domain.disk import disk_full, typed_os_errors
 from vedette.controller.domain.jobs import ChildLimits, JobCrashed, Log
@@ -95,7 +96,7 @@ async def _supervise(module: str, folder: Path, limits: ChildLimits, follow: Fol
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
         limit=_LINE_BYTES,
-        env=_environment(limits.threads),
+        env=_environment(limits.threads, library_path(folder / "lib")),
         cwd=folder,
         start_new_session=True,
     )
@@ -124,14 +125,14 @@ def _stream(stream: asyncio.StreamReader | None) -> asyncio.StreamReader:
     return stream
 
 
-def _environment(threads: int) -> dict[str, str]:
+def _environment(threads: int, libraries: str | None) -> dict[str, str]:
     # onnxruntime keeps an event database in the home folder and may upload it; a controller reports to nobody.
     silent = {"ORT_DISABLE_TELEMETRY": "1"}
     kept = {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ}
     pools = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
-    return (
-        kept | dict.fromkeys(pools, str(threads)) | silent | {"PYTHONUNBUFFERED": "1", "PYTHONDONTWRITEBYTECODE": "1"}
-    )
+    plain = {"PYTHONUNBUFFERED": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+    found = {"LD_LIBRARY_PATH": libraries} if libraries else {}
+    return kept | dict.fromkeys(pools, str(threads)) | silent | plain | found
 
 
 async def _follow(stream: asyncio.StreamReader, follow: Follow) -> None:
