@@ -13,6 +13,7 @@ from typing import Any
 import psutil
 import pytest
 
+from vedette.controller.adapters import children
 from vedette.controller.adapters.children import Children
 from vedette.controller.domain.errors import Refused
 from vedette.controller.domain.jobs import ChildLimits, JobCrashed, Log
@@ -145,3 +146,10 @@ def test_child_dies_with_a_parent_that_is_killed(tmp_path: Path) -> None:
         parent.send_signal(signal.SIGKILL)
     gone, _ = psutil.wait_procs([child], timeout=10)
     assert gone or child.status() == psutil.STATUS_ZOMBIE
+
+
+def test_a_child_keeps_the_loaders_path_that_its_server_was_given(monkeypatch: pytest.MonkeyPatch):
+    # Else a library that only this path holds is there for the server and missing in the child.
+    monkeypatch.setenv("LD_LIBRARY_PATH", "/opt/lib")
+    assert children._environment(1, None)["LD_LIBRARY_PATH"] == "/opt/lib"
+    assert children._environment(1, "/job/lib:/opt/lib")["LD_LIBRARY_PATH"] == "/job/lib:/opt/lib"

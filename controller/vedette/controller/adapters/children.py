@@ -30,7 +30,7 @@ Follow = Callable[[float, str], None]
 
 _LINE_BYTES = 64 * 1024
 _STEP_CHARACTERS = 200
-_ENVIRONMENT = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "PYTHONPATH", "VIRTUAL_ENV")
+_ENVIRONMENT = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "PYTHONPATH", "VIRTUAL_ENV", "LD_LIBRARY_PATH")
 
 
 class Children:
