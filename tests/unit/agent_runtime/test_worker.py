@@ -306,6 +306,23 @@ async def test_a_host_that_starts_no_process_is_a_typed_error(tmp_path: Path, mo
         await spawner(tiny_models.flow_model(), FLOW_PLAN, tmp_path / "empty", SMALL)()
 
 
+async def test_a_worker_of_another_version_is_given_no_model_and_blames_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vedette.agent.adapters.worker.__version__", "0.0.9")  # the running agent is the older one
+    with pytest.raises(SpawnFailed, match=r"on the disk is \d.*this agent is 0\.0\.9: restart the agent"):
+        await spawner(tiny_models.flow_model(), FLOW_PLAN, tmp_path / "empty", SMALL)()
+
+
+async def test_a_worker_that_cannot_load_the_runtime_blames_no_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "onnxruntime.py").write_text("raise ImportError('half unpacked')")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    with pytest.raises(SpawnFailed, match=r"before it was given a model: exit status 1(?s:.*)half unpacked"):
+        await spawner(tiny_models.flow_model(), FLOW_PLAN, tmp_path / "empty", SMALL)()
+
+
 @pytest.mark.parametrize(
     "record",
     [

@@ -8,6 +8,8 @@ Rules:
 * A worker answers in order, so when it dies only the oldest batch in flight can be to blame. That one is tried once
   more on the replacement, never twice; those behind it never ran and are simply sent again. Thus a poisonous input
   costs two workers and its own answer, and nobody else's.
+* The first word is the worker's, its version, before it is handed anything: one that ends without it, or is of another
+  version because the program was replaced under a running agent, is the host's trouble and blames no model.
 * Time: ``RunOptions.terminate`` in the worker at the deadline, SIGKILL from here ``grace_s`` later. The deadline is
   max(1 s, 20 x p99 of the time per row x rows), at most a minute, by the agent's own clock.
 """
@@ -54,6 +56,7 @@ from vedette.agent.domain.errors import (
     WorkerCrashed,
     WorkerTimeout,
 )
+from vedette.models.version import __version__
 
 logger = logging.getLogger(__name__)
 
@@ -173,7 +176,7 @@ class Worker:
         """Return a worker that has loaded the model whose (sealed) descriptor is given; the caller closes it.
 
         Raises:
-            SpawnFailed: The host would not start a process or make a ring.
+            SpawnFailed: The host would not start a process of this agent's version or make a ring.
             ModelRefused: The model cannot be loaded, or is not what its release says.
             OutOfMemory: It does not fit the budget.
             WorkerCrashed: The process died while loading.
@@ -181,7 +184,9 @@ class Worker:
         """
         worker = cls(plan, settings, pace or RowPace())
         try:
-            worker._spawn(model, workdir)
+            worker._spawn(workdir)
+            await worker._greeted()
+            worker._hand(model)
             await worker._loaded()
         except BaseException:
             await worker.stop()
@@ -199,17 +204,37 @@ class Worker:
         """Whether it takes batches."""
         return self._cause is None
 
-    def _spawn(self, model: int, workdir: Path) -> None:
+    def _spawn(self, workdir: Path) -> None:
         try:
             workdir.mkdir(mode=0o500, parents=True, exist_ok=True)
+            self._fork(workdir)
+        except OSError as exc:
+            raise SpawnFailed(f"a worker process cannot be started: {exc}") from exc
+
+    async def _greeted(self) -> None:
+        """Wait until the worker has said that it is of this version; it knows nothing of the model yet.
+
+        Raises:
+            SpawnFailed: It is not, or it ended, or said nothing.
+        """
+        greeting = (await self._heard(SpawnFailed, "a worker process did not greet")).decode("utf-8", "replace")
+        if not greeting:
+            raise SpawnFailed(f"a worker process ended before it was given a model: {await self._ended()}")
+        if greeting != __version__:
+            raise SpawnFailed(
+                f"the program on the disk is {greeting[:64]}, this agent is {__version__}: "
+                "restart the agent to finish the upgrade"
+            )
+
+    def _hand(self, model: int) -> None:
+        try:
             ring, self._areas = create_ring(self._plan)
             try:
-                self._fork(workdir)
                 socket.send_fds(self._doorbell, [self._setup()], [ring, model])
             finally:
                 os.close(ring)
         except OSError as exc:
-            raise SpawnFailed(f"a worker process cannot be started: {exc}") from exc
+            raise SpawnFailed(f"a worker process cannot be given its model: {exc}") from exc
 
     def _fork(self, workdir: Path) -> None:
         self._doorbell, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -247,15 +272,19 @@ class Worker:
         }
         return json.dumps(described | limits).encode()
 
-    async def _loaded(self) -> None:
+    async def _heard(self, late: type[AgentError], what: str) -> bytes:
+        """Return the worker's next word, b"" when it is gone; raise ``late`` when it takes too long."""
         limit_s = self._settings.load_timeout_s
         try:
             async with asyncio.timeout(limit_s):
-                answer = await self._loop.sock_recv(self._doorbell, SETUP_BYTES)
+                return await self._loop.sock_recv(self._doorbell, SETUP_BYTES)
         except TimeoutError as exc:
-            raise WorkerTimeout(f"the model was not loaded in {limit_s:g} s (load_timeout_s)") from exc
+            raise late(f"{what} in {limit_s:g} s (load_timeout_s)") from exc
         except ConnectionError:
-            answer = b""
+            return b""
+
+    async def _loaded(self) -> None:
+        answer = await self._heard(WorkerTimeout, "the model was not loaded")
         if not answer:
             raise WorkerCrashed(f"the worker died while loading the model: {await self._ended()}")
         failure = _parse_answer(answer)

@@ -1,11 +1,12 @@
 """The worker: a process that loads one model and answers batches in the ring until its socket closes.
 
-Started as ``python -P -m vedette.agent.adapters.worker_main SOCKET PARENT`` with nothing else open. It gets the layout
-as JSON with the ring's and the model's descriptors, limits itself before it parses a byte of the model, and then
-answers each RUN in order with DONE or FAILED. It trusts the agent and protects the agent from the model: memory by
-RLIMIT_AS (onnxruntime turns that into a clean error, FAILURES.md section 6), time by a watchdog thread, files by an
-empty working directory and RLIMIT_FSIZE, processes by RLIMIT_NPROC. The model comes as bytes of a sealed memfd, never
-as a path: by path onnxruntime 1.32 follows a hard link out of the folder; by bytes it looks in the working directory.
+Started as ``python -P -m vedette.agent.adapters.worker_main SOCKET PARENT`` with nothing else open. It says its version
+once the runtime's libraries are loaded. Then it gets the layout as JSON with the ring's and the model's descriptors,
+limits itself before it parses a byte of the model, and answers each RUN in order with DONE or FAILED. It trusts the
+agent and protects the agent from the model: memory by RLIMIT_AS (onnxruntime turns that into a clean error, FAILURES.md
+section 6), time by a watchdog thread, files by an empty working directory and RLIMIT_FSIZE, processes by RLIMIT_NPROC.
+The model comes as bytes of a sealed memfd, never as a path: by path onnxruntime 1.32 follows a hard link out of the
+folder; by bytes it looks in the working directory.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ from vedette.agent.adapters.ring import (
     attach_ring,
 )
 from vedette.models.release import TensorSpec
+from vedette.models.version import __version__
 
 _PR_SET_PDEATHSIG = 1  # include/uapi/linux/prctl.h
 _PR_SET_NO_NEW_PRIVS = 38
@@ -275,8 +277,6 @@ def _load(setup: Mapping[str, Any], ring: int, model: int) -> Model:
     Raises:
         ModelError: It is refused.
     """
-    import onnxruntime  # noqa: F401 - before the limits: its libraries are not the model's fault
-
     inputs, outputs = ([TensorSpec(n, d, tuple(s)) for n, d, s in setup[side]] for side in ("inputs", "outputs"))
     plan = Plan.of(inputs, outputs, max_rows=setup["max_rows"], variable_bytes=setup["variable_bytes"])
     areas = attach_ring(plan, ring)
@@ -309,7 +309,10 @@ def _answer(model: Model, record: bytes, watchdog: Watchdog) -> bytes:
 
 
 def serve(doorbell: socket.socket) -> None:
-    """Load the model that the first message names and answer batches until the agent closes the socket."""
+    """Greet, load the model that the first message names and answer batches until the agent closes the socket."""
+    import onnxruntime  # noqa: F401 - before limits and greeting: its libraries are not the model's fault
+
+    doorbell.send(__version__.encode())
     message, descriptors, _, _ = socket.recv_fds(doorbell, SETUP_BYTES, 2)
     if not message:
         return
