@@ -33,7 +33,7 @@ from vedette.agent.adapters.json_sink import JsonSink
 from vedette.agent.adapters.link import Link
 from vedette.agent.adapters.pipeline import FlowPipeline
 from vedette.agent.adapters.reconciler import Reconciler, current_status
-from vedette.agent.adapters.serving import Serving, ServingEvent, ServingSettings
+from vedette.agent.adapters.serving import EventKind, Serving, ServingEvent, ServingSettings
 from vedette.agent.adapters.spool import Spool
 from vedette.agent.adapters.state import State
 from vedette.agent.adapters.telemetry import Reporter
@@ -44,7 +44,7 @@ from vedette.agent.domain.advice import EXIT_REFUSED, AdvisedError
 from vedette.agent.domain.backoff import Backoff
 from vedette.agent.domain.clock import EARLIEST, TrustedClock
 from vedette.agent.domain.conditions import Conditions
-from vedette.agent.domain.errors import DiskFull, StateError
+from vedette.agent.domain.errors import DiskFull, InstallCode, StateError
 from vedette.agent.domain.metrics import CONTENT_TYPE, render
 from vedette.agent.domain.reconcile import Trust
 from vedette.agent.domain.report import Report, status_report
@@ -141,6 +141,7 @@ class Agent:
             conditions=self._conditions,
             usage=self._usage,
         )
+        self._damaged_slots: set[str] = set()  # whose active build fell for a file that is not what it was
         self._reconciler: Reconciler | None = None
         self._is_stopping = asyncio.Event()
 
@@ -327,6 +328,14 @@ class Agent:
         return identity
 
     def _slot_event(self, event: ServingEvent) -> None:
+        if event.kind is EventKind.FELL_BACK and event.code == InstallCode.DIGEST_MISMATCH:
+            self._damaged_slots.add(event.slot)
+            text = f"slot {event.slot}: {event.text}; it is fetched again; if this repeats, the disk is failing"
+            self._conditions.hold("model-damaged", Severity.WARNING, text)
+        elif event.kind is EventKind.INSTALLED or event.build is None:
+            self._damaged_slots.discard(event.slot)
+            if not self._damaged_slots:
+                self._conditions.clear("model-damaged")
         if self._reconciler is not None:
             self._reconciler.happened(event)
 

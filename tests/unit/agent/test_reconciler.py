@@ -226,6 +226,18 @@ async def test_a_build_that_falls_after_it_was_applied_fails_its_assignment(tmp_
         assert bench.state.sequences.failed == 5
 
 
+async def test_a_build_that_falls_for_a_damaged_file_is_fetched_again(tmp_path: Path) -> None:
+    async with running(Bench(tmp_path)) as bench:
+        bench.want(2, sequence=5)
+        await bench.outcome(5, Outcome.APPLIED)
+        fallen = BuildRef(model="flow-threat", version=2, build=slot_of(release(version=2)).build)
+        del bench.serving.actives["flow-threat"]
+        bench.reconciler.happened(ServingEvent(EventKind.FELL_BACK, "flow-threat", fallen, "digest-mismatch", "a bit"))
+        await until(lambda: bench.serving.tried == [2, 2])
+        await until(lambda: [r.outcome for r in bench.results] == [Outcome.APPLIED, Outcome.FAILED, Outcome.APPLIED])
+        assert bench.codes == []
+
+
 async def test_a_slot_that_is_wanted_no_more_is_removed(tmp_path: Path) -> None:
     async with running(Bench(tmp_path)) as bench:
         bench.want(1, sequence=5)

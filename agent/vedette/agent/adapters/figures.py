@@ -132,6 +132,8 @@ class Figures:
         yield Family("vedette_agent_model_errors_total", "counter", "Requests it did not answer.", errors)
         restarts = [Sample(count, {"slot": slot}) for slot, count in self.restarts().items()]
         yield Family("vedette_agent_worker_restarts_total", "counter", "Workers replaced.", restarts)
+        text = "Active builds whose file was damaged on the disk."
+        yield single("vedette_agent_models_damaged_total", "counter", text, self._serving.models_damaged)
         series = {slot: model.stats.latency_counts.tolist() for slot, model in actives.items()}
         edges = [edge / 1000 for edge in LATENCY_EDGES_MS.tolist()]
         yield histogram("vedette_agent_inference_latency_seconds", "Time a row waited for its answer.", edges, series)

@@ -143,7 +143,10 @@ class Reconciler:
         if event.kind is EventKind.FELL_BACK and wanted is not None and event.build is not None:
             if event.build.build not in {slot.build for slot in wanted.assignment.slots}:
                 return
-            self._failed(wanted, [InstallFailed(_code_of(event.code), event.text)])
+            failed = InstallFailed(_code_of(event.code), event.text)
+            self._failed(wanted, [failed])
+            if not failed.blames_build:  # a flipped bit, for one: the same build again, from the controller
+                self._is_new.set()
 
     # Applying
 

@@ -212,6 +212,7 @@ class Serving:
         self._unstored: list[tuple[SlotRecord, str, str, datetime]] = []
         self._releases: dict[str, Release] = {}
         self._stopping = False
+        self.models_damaged = 0  # active builds whose file was found to be another than it was
 
     async def start(self) -> None:
         """Bring up the last good build of every slot from this disk alone. Never raises for a bad model."""
@@ -606,6 +607,7 @@ class Serving:
     def _fall(self, slot: _Slot, build: SlotAssignment, failed: InstallFailed) -> None:
         """Store that the active build is not to run any more and that the previous one is active."""
         logger.error("%s:%d falls: %s", build.model, build.version, failed)
+        self.models_damaged += failed.code is InstallCode.DIGEST_MISMATCH
         record = roll_back(slot.record, str(failed))
         self._store_anyway(slot, record, build if failed.blames_build else None, str(failed))
         self._emit(EventKind.FELL_BACK, slot, build, failed.code, failed.reason)
