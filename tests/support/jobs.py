@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 from vedette.controller.domain.errors import Refused
@@ -17,7 +18,7 @@ def main(job: harness.Job) -> dict[str, Any]:
         case "answer":
             job.progress(0.5, "half way")
             os.write(1, b"printed by a library\n")
-            return {"pid": os.getpid(), "got": job.arguments["value"], "nice": os.nice(0)}
+            return {"pid": os.getpid(), "got": job.arguments["value"], "nice": os.nice(0), "oom": _oom_score()}
         case "refuse":
             raise Refused("too-odd", "the number is odd", "it is 7", "send 8")
         case "crash":
@@ -39,6 +40,10 @@ def main(job: harness.Job) -> dict[str, Any]:
             job.progress(0.1, str(os.getpid()))
             time.sleep(600)
     return {}
+
+
+def _oom_score() -> int:
+    return int(Path("/proc/self/oom_score_adj").read_text())
 
 
 if __name__ == "__main__":
