@@ -21,7 +21,6 @@ from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
-from vedette.agent.adapters import systemd
 from vedette.agent.adapters.artifacts import Downloads
 from vedette.agent.adapters.clock import SystemClock
 from vedette.agent.adapters.collector import Collector, CollectorFailed
@@ -52,6 +51,7 @@ from vedette.agent.domain.slots import build_ref
 from vedette.agent.domain.windows import Gauges, Windows
 from vedette.agent.settings import Settings
 from vedette.models.version import __version__
+from vedette.wire import systemd
 from vedette.wire.values import Severity, SlotStatus, Status
 
 logger = logging.getLogger(__name__)

@@ -23,6 +23,9 @@ from vedette.agent.settings import DEFAULT_FILE, OPTIONS, read_settings
 from vedette.models.errors import ModelsError
 from vedette.models.toml_settings import SettingsError, describe_settings
 from vedette.models.version import __version__
+from vedette.wire.systemd import fields, is_journal, log_to_journal_or_stderr
+
+logger = logging.getLogger(__name__)
 
 _MAX_TOKEN_CHARACTERS = 8192
 _INTERRUPTED = 130  # 128 + SIGINT, as shells count
@@ -53,19 +56,25 @@ def run_command(arguments: Sequence[str]) -> int:
     if options.verb is None:
         _parser().print_help(sys.stderr)
         return EXIT_USAGE
-    logging.basicConfig(
-        level=logging.DEBUG if options.verbose else logging.INFO if options.verb == "run" else logging.WARNING,
-        format="%(levelname)s %(name)s: %(message)s",
-    )
+    level = logging.DEBUG if options.verbose else logging.INFO if options.verb == "run" else logging.WARNING
+    log_to_journal_or_stderr(level, "%(levelname)s %(name)s: %(message)s", "vedette-agent")
     try:
         return int(options.command(options))
     except (AgentError, ModelsError, OSError) as exc:
         if options.verbose:
             raise
-        _complain(*_three_lines(exc, options.verb))
+        _tell(exc, options.verb)
         return _exit_code(exc)
     except KeyboardInterrupt:
         return _INTERRUPTED
+
+
+def _tell(exc: Exception, verb: str) -> None:
+    lines = _three_lines(exc, verb)
+    if is_journal():  # one entry with its level and code
+        logger.error("%s: %s; %s", *lines, extra=fields(code=str(getattr(exc, "code", ""))))
+    else:
+        _complain(*lines)
 
 
 def _three_lines(exc: Exception, verb: str) -> tuple[str, str, str]:

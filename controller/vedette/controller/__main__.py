@@ -23,6 +23,7 @@ from vedette.controller.domain.errors import (
 from vedette.controller.settings import DEFAULT_CONFIG, DEFAULT_LISTEN, OPTIONS, ControllerSettings, advertised
 from vedette.models.toml_settings import SettingsError, WrongValue, describe_settings, parse_address
 from vedette.models.version import __version__
+from vedette.wire.systemd import log_to_journal_or_stderr
 
 _DEFAULT_DATA_DIR = Path("/var/lib/vedette-controller")
 _PORTS_TRIED = 100
@@ -140,7 +141,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _configure_log(is_verbose: bool) -> None:
     level = logging.DEBUG if is_verbose else logging.INFO
-    logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    log_to_journal_or_stderr(level, "%(asctime)s %(levelname)s %(name)s: %(message)s", "vedette-controller")
 
 
 def _init(options: argparse.Namespace) -> int:

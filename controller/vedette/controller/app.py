@@ -37,7 +37,6 @@ from vedette.controller.adapters.keys import KeyRing
 from vedette.controller.adapters.pki import Identity
 from vedette.controller.adapters.sqlite import tokens
 from vedette.controller.adapters.sqlite.database import Database
-from vedette.controller.adapters.systemd import notify
 from vedette.controller.domain.agents import state_of
 from vedette.controller.domain.clock import Clock
 from vedette.controller.domain.disk import typed_os_error
@@ -47,6 +46,7 @@ from vedette.controller.services.enrolment import Trust
 from vedette.controller.settings import ControllerSettings, advertised, with_port
 from vedette.models.toml_settings import parse_address
 from vedette.models.version import __version__
+from vedette.wire.systemd import notify
 from vedette.wire.v1 import admin_pb2_grpc, artifacts_pb2_grpc, enrolment_pb2_grpc, fleet_pb2_grpc, telemetry_pb2_grpc
 from vedette.wire.values import HelloResponse
 

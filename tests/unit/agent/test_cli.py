@@ -114,3 +114,19 @@ def test_the_program_starts_without_loading_grpc_numpy_or_a_runtime() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_under_the_journal_a_failure_is_one_entry_and_not_three_lines(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("vedette.agent.cli.is_journal", lambda: True)
+    config = tmp_path / "agent.toml"
+    config.write_text('nmae = "edge"\n')
+    assert run_command(["status", "--config", str(config)]) == 2
+    (record,) = caplog.records
+    assert record.levelname == "ERROR"
+    assert "nmae" in record.getMessage()
+    assert capsys.readouterr().err == ""

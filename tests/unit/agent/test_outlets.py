@@ -14,7 +14,6 @@ from pathlib import Path
 
 import pytest
 
-from vedette.agent.adapters import systemd
 from vedette.agent.adapters.files import replace_file
 from vedette.agent.adapters.http import AddressInUse, HttpServer, Page
 from vedette.agent.adapters.json_sink import JsonSink
@@ -210,19 +209,6 @@ def test_usage_counts_a_process_from_its_start_and_forgets_one_that_ended() -> N
     assert first.memory_bytes == pytest.approx(proportional_bytes(os.getpid()), rel=0.2)
     assert meter.read().cpu_seconds < 1.0
     assert (cpu_seconds(gone), proportional_bytes(gone)) == (None, 0)
-
-
-def test_the_service_manager_is_told_and_its_watchdog_halved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
-        manager.bind(str(tmp_path / "notify"))
-        monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
-        systemd.notify("READY=1")
-        assert manager.recv(100) == b"READY=1"
-    systemd.notify("STOPPING=1")  # nobody listens any more: no error
-    monkeypatch.setenv("WATCHDOG_USEC", "30000000")
-    assert systemd.watchdog_interval_s() == 15.0
-    monkeypatch.setenv("WATCHDOG_PID", "1")
-    assert systemd.watchdog_interval_s() is None
 
 
 def test_a_file_is_replaced_whole_with_its_mode(tmp_path: Path) -> None:
