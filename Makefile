@@ -3,7 +3,7 @@ PYTHON ?= $(firstword $(shell command -v python3.11 python3))
 VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
-SOURCES := agent controller models proto tests
+SOURCES := agent controller models proto tests packaging
 
 .PHONY: dev demo test test-root check bench protos format clean
 dev: $(VENV)/.ready

@@ -20,6 +20,7 @@ from vedette.models.errors import ModelsError
 MAX_FILE_BYTES = 1024 * 1024
 
 _UNITS = {"": 1, "B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40, "kB": 10**3, "MB": 10**6, "GB": 10**9}
+_SIZE_KIND = 'bytes, or a size such as "512MiB"'
 _SIZE = re.compile(r"\s*(\d+)\s*([A-Za-z]*)\s*")
 
 
@@ -149,7 +150,7 @@ def size(*, least: int = 0, most: int = 2**63 - 1) -> Kind:
     def parse(raw: Any) -> int:
         return int(_within(parse_size(raw), least, most, format_size))
 
-    return Kind('bytes, or a size such as "512MiB"', parse)
+    return Kind(_SIZE_KIND, parse)
 
 
 def address(*, optional: bool = False, default_port: int | None = None) -> Kind:
@@ -265,6 +266,12 @@ def describe_settings(options: Sequence[Option]) -> str:
     for option in options:
         lines += [f"  {option.key} = {_toml(option.default)}", f"      {option.text} ({option.kind.name})"]
     return "\n".join(lines)
+
+
+def shown_default(option: Option) -> str:
+    """Return the default of a key as a person would write it in the file: ``"64MiB"``."""
+    is_size = option.kind.name == _SIZE_KIND and isinstance(option.default, int)
+    return _toml(format_size(option.default) if is_size else option.default)
 
 
 def _leaves(tree: Mapping[str, Any], known: Mapping[str, Option], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -318,7 +318,12 @@ token = noun(
     "--label", "labels", multiple=True, metavar="K=V", help="Label of every agent it enrols; may be repeated."
 )
 @click.option(
-    "--uses", default=1, show_default=True, type=click.IntRange(1, 100_000), help="How many appliances it enrols."
+    "--uses",
+    default=1,
+    show_default=True,
+    type=click.IntRange(1, 100_000),
+    metavar="N",
+    help="How many appliances it enrols.",
 )
 @click.option("--expires", default="24h", show_default=True, metavar="TIME", help="How long it is good: 10m, 24h, 30d.")
 def token_create(labels: Sequence[str], uses: int, expires: str) -> None:
@@ -474,7 +479,9 @@ def window_s(text: str, what: str) -> int:
 
 @click.argument("model", shell_complete=complete.models)
 @click.option("--window", default="24h", show_default=True, metavar="TIME", help="How far back: 10m, 24h, 7d.")
-@click.option("--top", default=5, show_default=True, type=click.IntRange(1, 1000), help="How many features to show.")
+@click.option(
+    "--top", default=5, show_default=True, type=click.IntRange(1, 1000), metavar="N", help="How many features to show."
+)
 def _drift(model: str, window: str, top: int) -> None:
     from vedette.wire.convert import DRIFT
     from vedette.wire.v1 import admin_pb2

@@ -78,12 +78,15 @@ def _completion(shell: str) -> None:
     current().output.note(f"To have it always: {_SHELLS[shell]}")
 
 
-@click.option("--agents", default=3, show_default=True, type=click.IntRange(1, 32), help="How many agents.")
+@click.option(
+    "--agents", default=3, show_default=True, type=click.IntRange(1, 32), metavar="N", help="How many agents."
+)
 @click.option(
     "--factor",
     default=12.0,
     show_default=True,
     type=click.FloatRange(0.1, 1000),
+    metavar="F",
     help="How many times faster than recorded.",
 )
 @click.option("--keep", is_flag=True, help="Go on at the end, until Ctrl-C.")
