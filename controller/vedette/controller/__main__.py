@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import difflib
 import logging
-import socket
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,13 +19,10 @@ from vedette.controller.domain.errors import (
     Refused,
     Unauthenticated,
 )
-from vedette.controller.settings import DEFAULT_CONFIG, DEFAULT_LISTEN, OPTIONS, ControllerSettings, advertised
-from vedette.models.toml_settings import SettingsError, WrongValue, describe_settings, parse_address
+from vedette.controller.settings import DEFAULT_CONFIG, DEFAULT_DATA_DIR, DEFAULT_LISTEN, OPTIONS, ControllerSettings
+from vedette.models.toml_settings import SettingsError, describe_settings
 from vedette.models.version import __version__
 from vedette.wire.systemd import log_to_journal_or_stderr
-
-_DEFAULT_DATA_DIR = Path("/var/lib/vedette-controller")
-_PORTS_TRIED = 100
 
 _TEXT = """\
 vedette-controller trains, signs and rolls out models, and keeps what agents report.
@@ -37,9 +33,10 @@ vedette-controller trains, signs and rolls out models, and keeps what agents rep
 _INIT = """\
 Make the data directory of a new controller: signing keys, its own certificate authority, the database, the blob
 store, settings, and a context file with the first admin's certificate. An existing controller is never touched.
+Where the package is installed, no --data-dir is needed: run as root, it fills the service's own directory.
 
+  vedette-controller init --dns ctl.example --dns 10.0.0.5
   vedette-controller init --data-dir ./ctl --listen 127.0.0.1:7443
-  vedette-controller init --data-dir /var/lib/vedette-controller --dns ctl.example --dns 10.0.0.5
 """
 _SERVE = """\
 Serve agents and admins until SIGTERM. A SIGKILL or a power cut loses nothing that was answered.
@@ -111,12 +108,8 @@ def _parser() -> argparse.ArgumentParser:
     settings = f"settings, all optional:\n{describe_settings(OPTIONS)}"
 
     init = verbs.add_parser("init", help="make a new controller", description=_INIT, formatter_class=raw)
-    init.add_argument(
-        "--data-dir", type=Path, default=_DEFAULT_DATA_DIR, help="an empty or new directory (%(default)s)"
-    )
-    init.add_argument(
-        "--listen", default=DEFAULT_LISTEN, metavar="HOST:PORT", help="for agents and admins (%(default)s)"
-    )
+    init.add_argument("--data-dir", type=Path, help=f"an empty or new directory ({DEFAULT_DATA_DIR})")
+    init.add_argument("--listen", metavar="HOST:PORT", help=f"for agents and admins ({DEFAULT_LISTEN})")
     init.add_argument(
         "--dns",
         action="append",
@@ -145,67 +138,12 @@ def _configure_log(is_verbose: bool) -> None:
 
 
 def _init(options: argparse.Namespace) -> int:
-    from vedette.controller.adapters.initialise import Plan, initialise
-    from vedette.controller.rooms import MIGRATIONS
+    from vedette.controller.first_use import Wish, make_controller
 
     logging.getLogger("vedette").setLevel(logging.DEBUG if options.verbose else logging.WARNING)
-    listen = _address(options.listen)
-    enrol_listen = _next_free(listen)
-    is_named = bool(options.dns)
-    addresses = advertised(listen, tuple(options.dns))
-    host, port = parse_address(listen)
-    is_wildcard = host in ("0.0.0.0", "::")  # noqa: S104 - compared, not bound
-    plan = Plan(
-        data_dir=options.data_dir,
-        listen=listen,
-        enrol_listen=enrol_listen,
-        addresses=addresses,
-        admin_address=addresses[0] if is_named or not is_wildcard else f"127.0.0.1:{port}",
-        names=(*options.dns, *([] if is_wildcard else [host])),
-    )
-    made = initialise(plan, MIGRATIONS)
-    print(
-        f"""\
-Made controller {made.controller_id} in {made.data_dir}.
-Agents are told to connect to {", ".join(addresses)} (addresses in {made.config.name}; init --dns NAME sets them).
-The release key in {made.data_dir}/keys is online: whoever can read this machine's files can sign models.
-
-Next:
-  vedette-controller serve --config {made.config}
-  vedette --context {made.context} token create
-{made.context} holds the first admin's private key and goes to {plan.admin_address}.
-It works wherever you copy it; keep it secret."""
-    )
+    wish = Wish(data_dir=options.data_dir, listen=options.listen, names=tuple(dict.fromkeys(options.dns)))
+    print(make_controller(wish))
     return 0
-
-
-def _address(text: str) -> str:
-    try:
-        host, port = parse_address(text, 7443)
-    except WrongValue as exc:
-        raise InvalidInput("address-invalid", f"--listen {exc}") from exc
-    shown = f"[{host}]" if ":" in host else host
-    return f"{shown}:{port or _free_port(host, 0)}"
-
-
-def _next_free(listen: str) -> str:
-    host, port = parse_address(listen)
-    for candidate in range(port + 1, min(port + 1 + _PORTS_TRIED, 65536)):
-        if _free_port(host, candidate):
-            return f"[{host}]:{candidate}" if ":" in host else f"{host}:{candidate}"
-    raise Refused("address-unusable", f"no port is free after {listen}", f"{_PORTS_TRIED} were tried")
-
-
-def _free_port(host: str, port: int) -> int:
-    """Return ``port``, or any when it is 0, if it can be listened on now; else 0."""
-    try:
-        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        with socket.socket(family, kind) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(address)
-            return int(probe.getsockname()[1])
-    except OSError:
-        return 0
 
 
 def _serve(options: argparse.Namespace) -> int:

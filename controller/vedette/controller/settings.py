@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,12 +10,15 @@ from pathlib import Path
 from vedette.models import toml_settings as toml
 
 DEFAULT_CONFIG = Path("/etc/vedette/controller.toml")
+DEFAULT_DATA_DIR = Path("/var/lib/vedette-controller")
+LEARNT = "controller.toml"
+"""In the data directory: what ``init`` learnt there, in force wherever the settings file is silent."""
 DEFAULT_LISTEN = "0.0.0.0:7443"
 
 _MEMORY = toml.size(least=256 << 20, most=1 << 40)
 
 OPTIONS = (
-    toml.Option("data_dir", toml.path(), Path("/var/lib/vedette-controller"), "Keys, database and blobs lie here"),
+    toml.Option("data_dir", toml.path(), DEFAULT_DATA_DIR, "Keys, database and blobs lie here"),
     toml.Option("listen", toml.address(), DEFAULT_LISTEN, "Where agents and admins connect (gRPC, mTLS)"),
     toml.Option(
         "enrol_listen",
@@ -62,17 +66,26 @@ class ControllerSettings:
     import_memory_bytes: int = 1536 << 20
     registry_memory_bytes: int = 1 << 30
     training_memory_bytes: int = 3 << 30
+    files: tuple[Path, ...] = ()  # they come from; an earlier one overrules a later one
 
     @classmethod
     def load(cls, path: Path) -> ControllerSettings:
         """Return the settings of a file; a relative ``data_dir`` is relative to the file.
 
+        A key that the file does not set has the value of :data:`LEARNT` in the data directory, if that is another file.
+
         Raises:
-            SettingsError: The file cannot be read, or a key is unknown, of a wrong type or out of range.
+            SettingsError: A file cannot be read, or a key is unknown, of a wrong type or out of range.
         """
-        found = toml.load_settings(path, OPTIONS)
+        found, files = toml.load_settings(path, OPTIONS), (path.absolute(),)
+        data_dir = files[0].parent / found["data_dir"]
+        learnt = data_dir / LEARNT
+        if os.path.exists(learnt) and not os.path.samefile(learnt, path):  # noqa: PTH110, PTH121 - False when not permitted
+            found = toml.load_settings(path, OPTIONS, instead_of_defaults=toml.load_settings(learnt, OPTIONS))
+            files = (*files, learnt)
         return cls(
-            data_dir=path.absolute().parent / found["data_dir"],
+            data_dir=data_dir,
+            files=files,
             listen=found["listen"],
             enrol_listen=found["enrol_listen"],
             http=found["http"],
@@ -93,9 +106,13 @@ def advertised(listen: str, names: tuple[str, ...] = ()) -> tuple[str, ...]:
         names: DNS names or addresses it is known by; they come first.
     """
     host, port = toml.parse_address(listen)
-    is_wildcard = host in ("0.0.0.0", "::")  # noqa: S104 - compared, not bound
-    hosts = [*names, *([] if is_wildcard else [host])] or [socket.gethostname()]
+    hosts = [*names, *([] if is_wildcard(host) else [host])] or [socket.gethostname()]
     return tuple(with_port(host, port) for host in dict.fromkeys(hosts))
+
+
+def is_wildcard(host: str) -> bool:
+    """Return whether listening on a host means listening on every address of this machine."""
+    return host in ("0.0.0.0", "::")  # noqa: S104 - compared, not bound
 
 
 def with_port(host: str, port: int) -> str:

@@ -219,8 +219,15 @@ def format_size(count: int) -> str:
     return f"{count}B"
 
 
-def load_settings(file: Path, options: Sequence[Option]) -> dict[str, Any]:
+def load_settings(
+    file: Path, options: Sequence[Option], *, instead_of_defaults: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
     """Return the value of every key of ``options``, read from a TOML file.
+
+    Args:
+        file: The TOML file.
+        options: The keys there are.
+        instead_of_defaults: Values of keys that the file does not set; the options' defaults when None.
 
     Raises:
         SettingsError: The file cannot be read, is not TOML, or a key is unknown, of a wrong type or out of range.
@@ -233,12 +240,14 @@ def load_settings(file: Path, options: Sequence[Option]) -> dict[str, Any]:
     if len(data) > MAX_FILE_BYTES:
         raise SettingsError(f"settings file {file} is too large", f"over {MAX_FILE_BYTES} bytes")
     try:
-        return parse_settings(data.decode(), options, where=str(file))
+        return parse_settings(data.decode(), options, where=str(file), instead_of_defaults=instead_of_defaults)
     except UnicodeDecodeError as exc:
         raise SettingsError(f"settings file {file} is not UTF-8", f"byte {exc.start}: {exc.reason}") from exc
 
 
-def parse_settings(source: str, options: Sequence[Option], *, where: str) -> dict[str, Any]:
+def parse_settings(
+    source: str, options: Sequence[Option], *, where: str, instead_of_defaults: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
     """Return the value of every key of ``options``, read from TOML text; ``where`` names its origin in errors.
 
     Raises:
@@ -249,7 +258,7 @@ def parse_settings(source: str, options: Sequence[Option], *, where: str) -> dic
     except (tomllib.TOMLDecodeError, RecursionError) as exc:
         raise SettingsError(f"settings file {where} is not TOML", str(exc)) from exc
     known = {option.key: option for option in options}
-    values = {option.key: option.default for option in options}
+    values = {option.key: option.default for option in options} | dict(instead_of_defaults or {})
     for key, raw in _leaves(tree, known):
         if key not in known:
             raise _unknown(key, known, where)

@@ -12,6 +12,7 @@ from vedette.controller.context import AdminContext
 from vedette.controller.domain.errors import AlreadyThere, ControllerError, InvalidInput, Refused
 from vedette.controller.rooms import MIGRATIONS
 from vedette.controller.settings import ControllerSettings, advertised
+from vedette.models.toml_settings import SettingsError
 
 
 def plan(data_dir: Path, **changes: object) -> Plan:
@@ -91,6 +92,25 @@ def test_a_cut_at_any_write_is_told_and_mended_by_the_next_init(tmp_path: Path, 
     assert cuts > 15
 
 
+def test_a_volume_of_its_own_counts_as_empty(tmp_path: Path):
+    (tmp_path / "lost+found").mkdir()
+    made = initialise(plan(tmp_path), MIGRATIONS)
+    check_initialised(made.data_dir)
+    assert (tmp_path / "lost+found").is_dir()
+
+
+def test_what_init_learnt_counts_where_the_settings_file_is_silent(tmp_path: Path):
+    made = initialise(plan(tmp_path / "data"), MIGRATIONS)
+    file = tmp_path / "etc.toml"
+    file.write_text(f'data_dir = "{made.data_dir}"\nlisten = "127.0.0.1:1"\n')
+    settings = ControllerSettings.load(file)
+    assert (settings.listen, settings.enrol_listen) == ("127.0.0.1:1", "127.0.0.1:7444")
+    assert settings.addresses == ("ctl.example:7443",)
+    made.config.write_text("listne = 1")
+    with pytest.raises(SettingsError, match="listne"):
+        ControllerSettings.load(file)
+
+
 def test_a_name_that_no_certificate_can_hold_leaves_a_directory_for_the_next_try(tmp_path: Path):
     with pytest.raises(InvalidInput):
         initialise(plan(tmp_path / "data", names=("bäd",)), MIGRATIONS)
@@ -145,12 +165,12 @@ def test_check_finds_what_is_wrong_and_looks_at_the_rest(tmp_path: Path, spoil, 
     spoil(made.data_dir)
     findings = list(examine(ControllerSettings.load(made.config), MIGRATIONS))
     assert [finding.text.split(":")[0] for finding in findings if not finding.is_good] == [name]
-    assert len(findings) == 6
+    assert len(findings) == 7
 
 
 def test_check_of_nothing_says_so(tmp_path: Path):
-    (finding,) = examine(ControllerSettings(data_dir=tmp_path), MIGRATIONS)
-    assert not finding.is_good
+    findings = list(examine(ControllerSettings(data_dir=tmp_path), MIGRATIONS))
+    assert [finding.is_good for finding in findings] == [True, False]
 
 
 @pytest.mark.parametrize(

@@ -29,6 +29,7 @@ class Finding:
 def examine(settings: ControllerSettings, migrations: tuple[Migration, ...]) -> Iterator[Finding]:
     """Yield what is found, one thing after another; later ones do not depend on earlier ones but for the directory."""
     data_dir = settings.data_dir
+    yield Finding(is_good=True, text=f"settings: {_settings(settings)}")
     start = _look("data directory", lambda: _data_dir(data_dir))
     yield start
     if not start.is_good:
@@ -47,6 +48,18 @@ def _look(name: str, look: Callable[[], str]) -> Finding:
         return Finding(is_good=False, text=f"{name}: " + "; ".join(t for t in (exc.what, exc.why, exc.remedy) if t))
     except OSError as exc:
         return Finding(is_good=False, text=f"{name}: {exc}")
+
+
+def _settings(settings: ControllerSettings) -> str:
+    """Return what is in force of what an operator sets, and from which files."""
+    said = {
+        "listen": settings.listen,
+        "enrol_listen": settings.enrol_listen or "the next port",
+        "http": settings.http or "off",
+        "addresses": ", ".join(settings.addresses) or "from listen",
+    }
+    origin = " over ".join(str(file) for file in settings.files) or "the defaults"
+    return "; ".join(f"{key} {value}" for key, value in said.items()) + f"; from {origin}"
 
 
 def _data_dir(data_dir: Path) -> str:

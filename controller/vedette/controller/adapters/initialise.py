@@ -18,15 +18,18 @@ from vedette.controller.adapters.pki import identity_of
 from vedette.controller.adapters.sqlite.database import Database, Migration
 from vedette.controller.adapters.sqlite.tokens import AdminStore
 from vedette.controller.context import AdminContext
-from vedette.controller.domain.disk import typed_os_error
+from vedette.controller.domain.disk import typed_os_error, typed_os_errors
 from vedette.controller.domain.errors import AlreadyThere, Refused
+from vedette.controller.settings import LEARNT
 
 MARKER = ".initialising"
-CONFIG = "controller.toml"
+CONFIG = LEARNT
 CONTEXT = "admin.toml"
 DATABASE = "controller.db"
 BLOBS = "blobs"
 FIRST_ADMIN = "admin"
+_VOLUMES_OWN = "lost+found"
+"""In the root folder of an ext4 volume, which a data directory may well be."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,8 +93,14 @@ def check_initialised(data_dir: Path) -> None:
 
     Raises:
         Refused: It holds none, or one whose initialisation was cut.
+        StoreFailed: It cannot be looked at.
     """
     remedy = f"vedette-controller init --data-dir {data_dir}"
+    with typed_os_errors(data_dir):
+        _check_initialised(data_dir, remedy)
+
+
+def _check_initialised(data_dir: Path, remedy: str) -> None:
     if (data_dir / MARKER).exists():
         raise Refused("init-cut", f"{data_dir} was not initialised to the end", "init was interrupted", remedy)
     if not (data_dir / DATABASE).exists():
@@ -100,7 +109,7 @@ def check_initialised(data_dir: Path) -> None:
 
 def _claim(data_dir: Path) -> None:
     data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-    present = sorted(path.name for path in data_dir.iterdir())
+    present = sorted(path.name for path in data_dir.iterdir() if path.name != _VOLUMES_OWN)
     if MARKER in present:
         for name in present:
             if name != MARKER:

@@ -1,0 +1,71 @@
+"""The system user that a packaged controller runs as.
+
+Rules: what root does to a controller's files it does as the user they belong to, from before the first write, so that
+nothing of root's is ever left among them. The change cannot be undone: it is for a program with one verb to do.
+"""
+
+from __future__ import annotations
+
+import os
+import pwd
+from pathlib import Path
+
+from vedette.controller.domain.disk import typed_os_error
+from vedette.controller.domain.errors import Refused
+
+SERVICE_USER = "vedette-controller"
+
+
+def service_user() -> pwd.struct_passwd | None:
+    """Return the service user of a packaged host, None on any other."""
+    try:
+        return pwd.getpwnam(SERVICE_USER)
+    except KeyError:
+        return None
+
+
+def become_service_user(data_dir: Path) -> None:
+    """Act as the service user from now on; its data directory is made if it is missing.
+
+    Raises:
+        Refused: Neither root nor the service user asks, or there is no such user.
+        StoreFailed: The directory cannot be made.
+    """
+    user = service_user()
+    if user is None:
+        raise Refused("user-missing", f"there is no user {SERVICE_USER}", "the package makes it", "install the package")
+    if os.geteuid() == user.pw_uid:
+        return
+    if os.geteuid() != 0:
+        why = f"you are user {os.geteuid()}"
+        raise Refused("not-permitted", f"{data_dir} belongs to {SERVICE_USER}", why, "run it as root: sudo …")
+    try:
+        if not data_dir.exists():
+            data_dir.mkdir(mode=0o700, parents=True)
+            os.chown(data_dir, user.pw_uid, user.pw_gid)
+    except OSError as exc:
+        raise typed_os_error(exc, data_dir) from exc
+    _become(user.pw_uid, user.pw_gid)
+
+
+def become_owner(data_dir: Path) -> None:
+    """Let root act as the owner of a data directory from now on; anybody else stays who they are.
+
+    Raises:
+        StoreFailed: The directory cannot be looked at.
+    """
+    try:
+        found = data_dir.stat()
+    except FileNotFoundError:
+        return
+    except OSError as exc:
+        raise typed_os_error(exc, data_dir) from exc
+    if os.geteuid() == 0 and found.st_uid != 0:
+        _become(found.st_uid, found.st_gid)
+
+
+def _become(uid: int, gid: int) -> None:
+    os.setgroups([])
+    os.setresgid(gid, gid, gid)
+    os.setresuid(uid, uid, uid)
+    os.umask(0o077)
