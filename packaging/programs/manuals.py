@@ -140,13 +140,10 @@ def _settings(page: Page, options: Sequence[Option]) -> None:
 
 def _tables(page: Page, options: Sequence[Option]) -> None:
     """Write the keys under the tables that they stand in, as they are written in the file."""
-    table = None
-    for option in options:
-        here, _, key = option.key.rpartition(".")
-        if here != table:
-            table = here
-            page.part(f"[{here}]" if here else "At the top of the file")
-        _setting(page, option, key)
+    for table, its in surface.tables_of(options).items():
+        page.part(f"[{table}]" if table else "At the top of the file")
+        for option in its:
+            _setting(page, option, option.key.rpartition(".")[2])
 
 
 def _setting(page: Page, option: Option, key: str) -> None:

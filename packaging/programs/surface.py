@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import click
@@ -18,7 +18,7 @@ from vedette.agent import settings as agent_settings
 from vedette.controller import __main__ as controller_main
 from vedette.controller import settings as controller_settings
 from vedette.controller.cli import root as admin_root
-from vedette.models.toml_settings import describe_settings
+from vedette.models.toml_settings import Option, describe_settings
 
 SUPPRESSED = argparse.SUPPRESS
 
@@ -72,6 +72,14 @@ def admin() -> Verb:
 def admin_global_flags() -> tuple[Flag, ...]:
     """Return the flags that every command of ``vedette`` takes."""
     return tuple(_click_flag(option) for option in admin_root.global_options)
+
+
+def tables_of(options: Sequence[Option]) -> dict[str, list[Option]]:
+    """Return the keys of a settings file by the table they stand in; "" is what stands before the first table."""
+    tables: dict[str, list[Option]] = {"": []}
+    for option in options:
+        tables.setdefault(option.key.rpartition(".")[0], []).append(option)
+    return tables
 
 
 def _from_argparse(parser: argparse.ArgumentParser, summary: str, settings: str) -> Verb:

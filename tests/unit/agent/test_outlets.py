@@ -67,6 +67,20 @@ def test_a_rotated_file_is_left_and_a_new_one_begun(sink: Sink, path: Path) -> N
     assert (path.with_suffix(".1").read_text(), path.read_text()) == ("old\n", "new\n")
 
 
+def test_a_file_renamed_without_a_signal_gets_no_further_line(sink: Sink, path: Path) -> None:
+    sink.write("old")
+    path.rename(path.with_suffix(".1"))
+    sink.write("new")
+    assert (path.with_suffix(".1").read_text(), path.read_text()) == ("old\n", "new\n")
+
+
+def test_a_deleted_file_is_made_again_by_the_next_line(sink: Sink, path: Path) -> None:
+    sink.write("old")
+    path.unlink()
+    sink.write("new")
+    assert path.read_text() == "new\n"
+
+
 def test_a_line_cut_by_a_power_failure_does_not_spoil_the_next(path: Path) -> None:
     path.parent.mkdir()
     path.write_text('{"whole":1}\n{"cut":')

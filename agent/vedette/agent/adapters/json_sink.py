@@ -3,7 +3,8 @@
 Rules: ``write`` only queues and never waits for the disk; a thread of its own writes. The queue is bounded in bytes:
 what does not fit is counted, never waited for. Lines are whole: what a full disk cut is taken back, and a file that a
 power cut left without its last newline gets one first. The disk may be full or the folder gone: the sink says so once,
-counts what it loses and goes on by itself when there is room again.
+counts what it loses and goes on by itself when there is room again. A file that was renamed or deleted under it gets no
+further line: before each write the sink looks whether its file still has its name, so that no signal has to come in time.
 """
 
 from __future__ import annotations
@@ -123,6 +124,8 @@ class JsonSink:
 
     def _put(self, lines: bytes, count: int) -> None:
         try:
+            if self._file is not None and not _has_name(self._file, self._path):
+                self._close_file()
             if self._file is None:
                 self._file = _open(self._path)
             _append_whole(self._file, lines)
@@ -153,6 +156,13 @@ def _open(path: Path) -> int:
     if size and os.pread(file, 1, size - 1) != b"\n":
         os.write(file, b"\n")
     return file
+
+
+def _has_name(file: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(file), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def _append_whole(file: int, lines: bytes) -> None:
