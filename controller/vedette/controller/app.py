@@ -9,6 +9,7 @@ that was answered: every answer comes after its commit.
 from __future__ import annotations
 
 import asyncio
+import faulthandler
 import fcntl
 import logging
 import resource
@@ -46,7 +47,7 @@ from vedette.controller.services.enrolment import Trust
 from vedette.controller.settings import ControllerSettings, advertised, with_port
 from vedette.models.toml_settings import parse_address
 from vedette.models.version import __version__
-from vedette.wire.systemd import notify
+from vedette.wire.systemd import notify, watchdog_interval_s
 from vedette.wire.v1 import admin_pb2_grpc, artifacts_pb2_grpc, enrolment_pb2_grpc, fleet_pb2_grpc, telemetry_pb2_grpc
 from vedette.wire.values import HelloResponse
 
@@ -252,6 +253,7 @@ def serve(settings: ControllerSettings) -> None:
     Raises:
         ControllerError: It cannot start.
     """
+    faulthandler.enable()  # the watchdog ends a hung server with SIGABRT: the journal shows where it hung
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core of this process would hold every key
     with opened(settings) as database:
         asyncio.run(_serve(settings, KeyRing.load(settings.data_dir), database))
@@ -263,6 +265,7 @@ async def _serve(settings: ControllerSettings, keys: KeyRing, database: Database
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     controller = Controller(settings, keys, database, SystemClock())
+    feeding = asyncio.create_task(_feed_watchdog())
     try:
         await controller.start()
         notify("READY=1")
@@ -271,3 +274,12 @@ async def _serve(settings: ControllerSettings, keys: KeyRing, database: Database
         logger.info("stopping")
     finally:
         await controller.stop()
+        feeding.cancel()
+
+
+async def _feed_watchdog() -> None:
+    """Tell systemd, as often as it wants, that the event loop turns; of the loop itself, so that it ends one that hangs."""
+    interval_s = watchdog_interval_s()
+    while interval_s:
+        await asyncio.sleep(interval_s)
+        notify("WATCHDOG=1")

@@ -77,7 +77,8 @@ class ControllerSettings:
         Raises:
             SettingsError: A file cannot be read, or a key is unknown, of a wrong type or out of range.
         """
-        found, files = toml.load_settings(path, OPTIONS), (path.absolute(),)
+        found = toml.load_settings(path, OPTIONS)
+        files: tuple[Path, ...] = (path.absolute(),)
         data_dir = files[0].parent / found["data_dir"]
         learnt = data_dir / LEARNT
         if os.path.exists(learnt) and not os.path.samefile(learnt, path):  # noqa: PTH110, PTH121 - False when not permitted

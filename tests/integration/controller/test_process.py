@@ -1,6 +1,7 @@
 """The program itself: started, stopped, killed."""
 
 import asyncio
+import contextlib
 import re
 import signal
 import socket
@@ -62,6 +63,29 @@ async def test_a_terminated_controller_tells_its_agents_and_ends_well(config: Pa
         assert (caught.value.code(), code_of(caught.value)) == (grpc.StatusCode.UNAVAILABLE, "controller-stopping")
         assert await asyncio.wait_for(process.wait(), 20) == 0
         assert systemd.recv(100) == b"STOPPING=1"
+
+
+async def test_the_event_loop_feeds_the_watchdog_and_a_hung_one_does_not(
+    config: Path, systemd: socket.socket, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("WATCHDOG_USEC", "200000")
+    async with program(config, systemd) as process:
+        for _ in range(3):
+            assert await asyncio.to_thread(systemd.recv, 100) == b"WATCHDOG=1"
+        process.send_signal(signal.SIGSTOP)
+        await asyncio.to_thread(_drained, systemd)
+        process.send_signal(signal.SIGCONT)
+        assert await asyncio.to_thread(systemd.recv, 100) == b"WATCHDOG=1"
+
+
+def _drained(systemd: socket.socket) -> None:
+    """Read until nothing comes for five times as long as something should; what was on its way counts as read."""
+    systemd.settimeout(1.0)
+    with contextlib.suppress(TimeoutError):
+        for _ in range(10):
+            systemd.recv(100)
+        pytest.fail("a stopped controller goes on feeding the watchdog")
+    systemd.settimeout(30)
 
 
 def _proc(pid: int, name: str) -> str:
