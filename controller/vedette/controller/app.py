@@ -253,9 +253,9 @@ def serve(settings: ControllerSettings) -> None:
     Raises:
         ControllerError: It cannot start.
     """
-    faulthandler.enable()  # the watchdog ends a hung server with SIGABRT: the journal shows where it hung
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core of this process would hold every key
     with opened(settings) as database:
+        faulthandler.enable(2)  # systemd ends a hung server with SIGABRT: the journal shows where it hung
         asyncio.run(_serve(settings, KeyRing.load(settings.data_dir), database))
 
 
@@ -278,7 +278,7 @@ async def _serve(settings: ControllerSettings, keys: KeyRing, database: Database
 
 
 async def _feed_watchdog() -> None:
-    """Tell systemd, as often as it wants, that the event loop turns; of the loop itself, so that it ends one that hangs."""
+    """Tell systemd, as often as it wants, that the event loop turns: by the loop itself, so a hung one is found."""
     interval_s = watchdog_interval_s()
     while interval_s:
         await asyncio.sleep(interval_s)
