@@ -48,6 +48,7 @@ from vedette.agent.domain.metrics import CONTENT_TYPE, render
 from vedette.agent.domain.reconcile import Trust
 from vedette.agent.domain.report import Report, status_report
 from vedette.agent.domain.slots import build_ref
+from vedette.agent.domain.standstill import Standstill
 from vedette.agent.domain.windows import Gauges, Windows
 from vedette.agent.settings import Settings
 from vedette.models.version import __version__
@@ -61,7 +62,17 @@ _RETRY_BASE_S = 30.0
 _STOP_S = 5.0  # for each of the last verdicts and the last lines
 _TEMPLATES_EVERY_S = 600.0
 _REPORT_TIMEOUT_S = 5.0
+_LOOK_S = 10.0  # at how the agent stands, where no watchdog says how often
+# A batch of 4096 rows may take a worker's longest deadline, twice, and wait for a fallen model's successor: 3 minutes.
+_STUCK_S = 300.0
+_TOLD_MODELS = 4
 _MAX_REPORT_BYTES = 4 * 2**20
+
+
+class AgentStuck(AdvisedError):
+    """Something in this process works no more, and only a new process mends it."""
+
+    code = "agent-stuck"
 
 
 class AlreadyRunning(AdvisedError):
@@ -76,6 +87,7 @@ def run_agent(settings: Settings) -> int:
 
     Raises:
         AlreadyRunning: Another agent uses the state folder.
+        AgentStuck: A part of it stopped working; a new process is the remedy.
         StateError, DiskFull: The state cannot be opened.
     """
     settings.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -144,14 +156,21 @@ class Agent:
         self._damaged_slots: set[str] = set()  # whose active build fell for a file that is not what it was
         self._reconciler: Reconciler | None = None
         self._is_stopping = asyncio.Event()
+        self._stuck: AgentStuck | None = None
 
     async def run(self) -> None:
-        """Run until a signal."""
+        """Run until a signal.
+
+        Raises:
+            AgentStuck: A part stopped working; the others were stopped in order.
+        """
         self._take_signals()
         async with AsyncExitStack() as parts:
             parts.callback(self._state.close)
             parts.callback(self._spool.close)
+            asking = asyncio.create_task(self._ask_for_time())
             await self._start(parts)
+            asking.cancel()
             async with asyncio.TaskGroup() as tasks:
                 scoring = tasks.create_task(self._pipeline.score_forever())
                 running = [tasks.create_task(task) for task in self._tasks()]
@@ -164,6 +183,8 @@ class Agent:
                     task.cancel()
                 await self._finish()
                 scoring.cancel()
+        if self._stuck is not None:
+            raise self._stuck
 
     async def _start(self, parts: AsyncExitStack) -> None:
         """Start what takes flows and what serves; each adds how it is stopped, so that the last started stops first."""
@@ -196,8 +217,7 @@ class Agent:
         yield self._close_windows()
         yield self._save_templates()
         yield self._join_fleet()
-        if (interval_s := systemd.watchdog_interval_s()) is not None:
-            yield self._feed_watchdog(interval_s)
+        yield self._stay_alive(systemd.watchdog_interval_s() or _LOOK_S)
 
     async def _finish(self) -> None:
         """Score, write and spool what was received."""
@@ -357,10 +377,37 @@ class Agent:
         )
         return json.dumps(report).encode()
 
-    async def _feed_watchdog(self, interval_s: float) -> None:
+    async def _ask_for_time(self) -> None:
+        """Have the service manager wait for as long as the loop turns: a large model may load longer than it would."""
         while True:
-            systemd.notify("WATCHDOG=1")
+            systemd.notify(f"STATUS=loading the last good models\nEXTEND_TIMEOUT_USEC={int(3 * _LOOK_S * 1e6)}")
+            await asyncio.sleep(_LOOK_S)
+
+    async def _stay_alive(self, interval_s: float) -> None:
+        """Feed the watchdog from the loop itself, for as long as the parts that the loop does not run work too."""
+        scoring = Standstill()
+        while (ailment := self._ailment(scoring.look(self._pipeline.scoring, interval_s))) is None:
+            systemd.notify(f"WATCHDOG=1\nSTATUS={self._standing()}")
             await self._clock.sleep(interval_s)
+        self._stuck = AgentStuck("this agent works no more", ailment, "it ends and is started anew; report this")
+        logger.critical("%s", self._stuck)
+        self._is_stopping.set()
+
+    def _ailment(self, scoring_s: float) -> str | None:
+        if self._collector is not None and self._collector.is_broken:
+            return "the thread that takes flows has ended"
+        if self._sink is not None and self._sink.is_broken:
+            return "the thread that writes verdicts has ended"
+        if scoring_s > _STUCK_S:
+            return f"one batch of flows has been scored for {scoring_s:.0f} s, limit {_STUCK_S:.0f}"
+        return None
+
+    def _standing(self) -> str:
+        """Return one line for ``systemctl status``."""
+        models = [f"{model.ref.model}:{model.ref.version}" for model in self._serving.actives.values()]
+        link = self._figures.link
+        fleet = link.status.state.value if link else _NOT_ENROLLED
+        return f"serves {', '.join(models[:_TOLD_MODELS]) or 'no model'}; link {fleet}"
 
     def _take_signals(self) -> None:
         loop = asyncio.get_running_loop()
@@ -377,7 +424,8 @@ class Agent:
         self._conditions.hold(exc.code, Severity.ERROR, f"{exc.what}: {exc.why}; {exc.remedy}")
 
 
-_NO_LINK = {"state": "not enrolled", "address": ""}
+_NOT_ENROLLED = "not enrolled"
+_NO_LINK = {"state": _NOT_ENROLLED, "address": ""}
 
 
 def current_report(settings: Settings) -> Report:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import faulthandler
 import json
 import logging
 import sys
@@ -170,10 +171,17 @@ def _enroll(options: argparse.Namespace) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
-    settings = read_settings(options.config)
-    from vedette.agent.app import run_agent
+    from vedette.agent.adapters.restarts import StoppedWhileWaiting, paced_start
 
-    return run_agent(settings)
+    faulthandler.enable()  # the watchdog's SIGABRT writes where every thread stood
+    try:
+        with paced_start():
+            settings = read_settings(options.config)
+            from vedette.agent.app import run_agent
+
+            return run_agent(settings)
+    except StoppedWhileWaiting:
+        return 0
 
 
 def _status(options: argparse.Namespace) -> int:

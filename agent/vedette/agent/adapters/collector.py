@@ -105,6 +105,11 @@ class Collector:
         """Whether nothing waits."""
         return not self._waiting
 
+    @property
+    def is_broken(self) -> bool:
+        """Whether the thread was started and ended unasked."""
+        return self._thread.ident is not None and not self._thread.is_alive()
+
     def close(self) -> None:
         """End the thread and close the socket; what waits can still be taken. Without a start it does nothing."""
         os.eventfd_write(self._stop, 1)

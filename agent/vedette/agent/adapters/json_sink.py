@@ -87,6 +87,11 @@ class JsonSink:
         with self._changed:
             return self._changed.wait_for(lambda: not self._waiting and not self._is_writing, timeout_s)
 
+    @property
+    def is_broken(self) -> bool:
+        """Whether the thread was started and ended unasked."""
+        return self._thread.ident is not None and not self._thread.is_alive()
+
     def close(self, timeout_s: float) -> None:
         """Write what waits, as long as that takes no longer than ``timeout_s``, and end the thread."""
         self.flush(timeout_s)

@@ -162,6 +162,8 @@ class FlowPipeline:
         self.counters = PipelineCounters()
         self._waiting: deque[FlowBatch] = deque()
         self._waiting_flows = 0
+        self._parts = 0
+        self.scoring: int | None = None  # the number of the part of a batch that is scored now
         self._has_flows = asyncio.Event()
         self._is_drained, self._has_room = asyncio.Event(), asyncio.Event()
         self._is_drained.set()
@@ -226,7 +228,10 @@ class FlowPipeline:
             if self._waiting_flows <= _AHEAD_FLOWS:
                 self._has_room.set()
             for begin in range(0, len(batch), _SCORE_ROWS):
+                self._parts += 1
+                self.scoring = self._parts
                 await self._score(_part(batch, begin, begin + _SCORE_ROWS))
+        self.scoring = None
         self._has_flows.clear()
         self._is_drained.set()
 
