@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 ARGS ?=
 SOURCES := agent controller models proto tests packaging
 
-.PHONY: dev demo test test-root check bench protos format clean
+.PHONY: dev demo test test-root check bench lab soak protos format clean
 dev: $(VENV)/.ready
 
 $(VENV)/.ready: pyproject.toml constraints.txt
@@ -20,17 +20,24 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	touch $@
 
 # Tests and benchmarks load LightGBM in their own process; a minimal Debian has no OpenMP runtime for it (libgomp1).
-test test-root bench: export LD_LIBRARY_PATH := $(CURDIR)/$(VENV)/openmp$(if $(LD_LIBRARY_PATH),:$(LD_LIBRARY_PATH))
+test test-root bench lab soak: export LD_LIBRARY_PATH := $(CURDIR)/$(VENV)/openmp$(if $(LD_LIBRARY_PATH),:$(LD_LIBRARY_PATH))
 
 demo: dev
 	$(BIN)/vedette demo $(ARGS)
 
 test: dev
-	$(BIN)/python -m pytest -m 'not root and not gpu' $(ARGS)
+	$(BIN)/python -m pytest -m 'not root and not gpu and not lab' $(ARGS)
 
 # What needs root: disks that are really full.
 test-root: dev
-	$(BIN)/python -m pytest -m 'root and not gpu' $(ARGS)
+	$(BIN)/python -m pytest -m 'root and not gpu and not lab' $(ARGS)
+
+# Real Debian hosts from the real packages, on this machine; needs root. `make lab ARGS=--help` has the rest.
+lab: dev
+	$(BIN)/python -m tests.lab $(ARGS)
+
+soak: dev
+	$(BIN)/python -m tests.lab --soak $(ARGS)
 
 check: dev
 	$(BIN)/ruff format --check $(SOURCES)

@@ -31,13 +31,14 @@ class Replay:
     """Plays one capture after the other to one collector, the last one over and over.
 
     Args:
-        port: Of the collector on the loopback address.
+        port: Of the collector.
         first: What to begin with.
         factor: How many times faster than recorded.
+        address: Of the collector.
     """
 
-    def __init__(self, port: int, first: Recorded, factor: float) -> None:
-        self._target = ("127.0.0.1", port)
+    def __init__(self, port: int, first: Recorded, factor: float, *, address: str = "127.0.0.1") -> None:
+        self._target = (address, port)
         self._factor = factor
         self._playing = first
         self._changed = threading.Event()
@@ -81,8 +82,8 @@ class Replay:
             try:
                 sender.send(payload)
                 self.sent += 1
-            except ConnectionRefusedError:
-                pass  # nobody listens yet, or no more: UDP tells on the next send
+            except OSError:
+                pass  # nobody listens yet, or no more, or there is no way there: UDP tells on the next send
         return True
 
 
