@@ -83,7 +83,7 @@ def _usage(verb: Verb) -> str:
     flags = [_in_usage(flag) for flag in verb.flags if "--help" not in flag.names]
     # A usage line breaks between its parts, not inside "[--name NAME]".
     parts = [part.replace(" ", "\N{NO-BREAK SPACE}") for part in flags]
-    return " ".join([f"`{verb.path}`", *parts, *map(_argument, verb.arguments)])
+    return " ".join([f"`{verb.path}`", *parts, *(_argument(item.value) for item in verb.arguments)])
 
 
 def _in_usage(flag: Flag) -> str:
@@ -103,6 +103,7 @@ def _commands(page: Page, root: Verb) -> None:
         page.line(_usage(verb))
         for text in _documented(verb) or verb.text:
             page.paragraph(text)
+        _flags(page, [item for item in verb.arguments if item.text])
         _flags(page, [flag for flag in verb.flags if flag.names not in shared])
         if verb.examples:
             page.code(line for example in verb.examples for line in _example(example))
@@ -129,8 +130,8 @@ def _flags(page: Page, flags: Sequence[Flag]) -> None:
     for flag in flags:
         names = ", ".join(f"`{name}`" for name in flag.names)
         text = flag.text if flag.text.endswith((".", "]")) else f"{flag.text}."
-        needed = " Required." if flag.is_required else ""
-        page.entry(f"{names} *{flag.value}*" if flag.value else names, text + needed)
+        needed = " Required." if flag.is_required and names else ""
+        page.entry(f"{names} *{flag.value}*".strip() if flag.value else names, text + needed)
 
 
 def _settings(page: Page, options: Sequence[Option]) -> None:

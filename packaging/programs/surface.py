@@ -10,6 +10,7 @@ import argparse
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import click
 
@@ -25,25 +26,37 @@ SUPPRESSED = argparse.SUPPRESS
 
 @dataclass(frozen=True, slots=True)
 class Flag:
-    """An option: its names, the name of its value ("" for a switch), what it does."""
+    """An option or an argument.
+
+    Args:
+        names: As typed, ``--config``; an argument has none.
+        value: The name of its value, as usage lines have it; "" for a switch.
+        text: What it does.
+        is_required: The command fails without it.
+        is_repeatable: It may be given more than once.
+        choices: All values there are, when they can be listed.
+        completes: "file" or "folder" when its value names one, else "".
+    """
 
     names: tuple[str, ...]
     value: str
-    text: str
+    text: str = ""
     is_required: bool = False
     is_repeatable: bool = False
+    choices: tuple[str, ...] = ()
+    completes: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Verb:
-    """A command line that can be typed, with those below it. ``arguments`` are named as usage lines name them."""
+    """A command line that can be typed, with those below it."""
 
     path: str
     summary: str
     text: tuple[str, ...]
     examples: tuple[str, ...]
     flags: tuple[Flag, ...]
-    arguments: tuple[str, ...]
+    arguments: tuple[Flag, ...]
     verbs: tuple[Verb, ...]
 
     def leaves(self) -> Iterator[Verb]:
@@ -94,9 +107,7 @@ def _from_argparse(parser: argparse.ArgumentParser, summary: str, settings: str)
         examples=examples,
         flags=tuple(_argparse_flag(action, parser) for action in shown if action.option_strings),
         arguments=tuple(
-            str(action.metavar or action.dest.upper())
-            for action in shown
-            if not action.option_strings and action not in verbs
+            _argparse_flag(action, parser) for action in shown if not action.option_strings and action not in verbs
         ),
         verbs=tuple(
             _from_argparse(child, summaries[name], settings)
@@ -128,7 +139,16 @@ def _argparse_flag(action: argparse.Action, parser: argparse.ArgumentParser) -> 
         text=text[:1].upper() + text[1:],
         is_required=action.required,
         is_repeatable=isinstance(action, argparse._AppendAction),
+        choices=tuple(map(str, action.choices or ())),
+        completes=_path_kind(action),
     )
+
+
+def _path_kind(action: argparse.Action) -> str:
+    """Return what a value of type Path names: a folder when it is called one."""
+    if action.type is not Path:
+        return ""
+    return "folder" if re.search(r"(^|_)dir|from$", action.dest) else "file"
 
 
 def _from_click(command: click.Command, path: str) -> Verb:
@@ -145,7 +165,9 @@ def _from_click(command: click.Command, path: str) -> Verb:
         text=(" ".join((command.help or "").split()),),
         examples=tuple(command.examples),  # type: ignore[attr-defined]
         flags=tuple(_click_flag(option) for option in options),
-        arguments=tuple(item.make_metavar(context) for item in command.params if isinstance(item, click.Argument)),
+        arguments=tuple(
+            Flag((), item.make_metavar(context)) for item in command.params if isinstance(item, click.Argument)
+        ),
         verbs=tuple(_from_click(child, f"{path} {name}") for name, child in sorted(children.items())),
     )
 

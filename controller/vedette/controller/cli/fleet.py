@@ -98,7 +98,7 @@ _AGENT_COLUMNS = (
     default="",
     metavar="E",
     help="site=s1, site in (a,b), !lab; terms joined by commas must all hold.",
-    shell_complete=complete.labels,
+    shell_complete=complete.selectors,
 )
 def agent_ls(selector: str) -> None:
     """List agents."""

@@ -31,9 +31,10 @@ def _globals() -> list[click.Option]:
         return click.Option([*names], help=text, expose_value=False, callback=_store, is_eager=True, **more)
 
     where = "Controller and credentials; else VEDETTE_CONTEXT, else the last login."
+    settings = "Settings of this program; else ~/.config/vedette/config.toml."
     return [
-        option("--context", metavar="FILE", text=where),
-        option("--config", metavar="FILE", text="Settings of this program; else ~/.config/vedette/config.toml."),
+        option("--context", metavar="FILE", type=click.Path(), text=where),
+        option("--config", metavar="FILE", type=click.Path(), text=settings),
         option("--output", type=click.Choice(["table", "json"]), text="How the result is printed (table)."),
         option("--color", type=click.Choice(["auto", "always", "never"]), text="When to colour (auto)."),
         option("--verbose", is_flag=True, text="Show stack traces."),

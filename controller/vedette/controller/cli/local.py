@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import click
+from click.shell_completion import get_completion_class
 
 from vedette.controller.cli.frame import PROGRAM, verb
 from vedette.controller.cli.problems import Failed, Missing, Unreachable, Usage
@@ -68,14 +69,22 @@ _SHELLS = {
 
 @click.argument("shell", type=click.Choice(sorted(_SHELLS)))
 def _completion(shell: str) -> None:
-    from click.shell_completion import get_completion_class
+    click.echo(completion_script(shell), nl=False)
+    current().output.note(f"To have it always: {_SHELLS[shell]}")
+
+
+def completion_script(shell: str) -> str:
+    """Return what makes bash, zsh or fish complete this program.
+
+    Raises:
+        Failed: There is no completion for this shell.
+    """
+    from vedette.controller.cli import root
 
     kind = get_completion_class(shell)
     if kind is None:
         raise Failed(f"there is no completion for {shell}")
-    root = click.get_current_context().find_root()
-    click.echo(kind(root.command, {}, PROGRAM, f"_{PROGRAM.upper()}_COMPLETE").source())
-    current().output.note(f"To have it always: {_SHELLS[shell]}")
+    return kind(root, {}, PROGRAM, f"_{PROGRAM.upper()}_COMPLETE").source().rstrip("\n") + "\n"
 
 
 @click.option(

@@ -41,7 +41,7 @@ rollout = noun(
     required=True,
     metavar="SELECTOR",
     help="Which agents; '' is everyone.",
-    shell_complete=complete.labels,
+    shell_complete=complete.selectors,
 )
 @click.option(
     "--waves",
