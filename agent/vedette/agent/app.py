@@ -435,10 +435,19 @@ def current_report(settings: Settings) -> Report:
         StateError, DiskFull: It does not run and its state cannot be read.
         IdentityDamaged: Nor can its identity.
     """
+    return running_report(settings) or _stored(settings)
+
+
+def running_report(settings: Settings) -> Report | None:
+    """Return what the running agent says of itself; None when none runs. Writes nothing, whoever asks.
+
+    Raises:
+        StateError: It runs and cannot say.
+    """
     try:
         return _asked(settings.status_socket)
     except (FileNotFoundError, ConnectionRefusedError):
-        return _stored(settings)
+        return None
 
 
 def _asked(path: Path) -> Report:

@@ -12,15 +12,17 @@ import difflib
 import faulthandler
 import json
 import logging
+import os
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
 from vedette.agent.domain.advice import EXIT_FAILED, EXIT_USAGE, AdvisedError
 from vedette.agent.domain.errors import AgentError
 from vedette.agent.domain.report import Report, models_text, status_text
-from vedette.agent.settings import DEFAULT_FILE, OPTIONS, read_settings
+from vedette.agent.settings import DEFAULT_FILE, OPTIONS, Settings, read_settings
 from vedette.models.errors import ModelsError
 from vedette.models.toml_settings import SettingsError, describe_settings
 from vedette.models.version import __version__
@@ -29,6 +31,7 @@ from vedette.wire.systemd import fields, is_journal, log_to_journal_or_stderr
 logger = logging.getLogger(__name__)
 
 _MAX_TOKEN_CHARACTERS = 8192
+_START_LIMIT_S = 60.0
 _INTERRUPTED = 130  # 128 + SIGINT, as shells count
 
 
@@ -59,8 +62,12 @@ def run_command(arguments: Sequence[str]) -> int:
         return EXIT_USAGE
     level = logging.DEBUG if options.verbose else logging.INFO if options.verb == "run" else logging.WARNING
     log_to_journal_or_stderr(level, "%(levelname)s %(name)s: %(message)s", "vedette-agent")
+    return _guarded(options.command, options)
+
+
+def _guarded(command: Callable[[argparse.Namespace], int], options: argparse.Namespace) -> int:
     try:
-        return int(options.command(options))
+        return command(options)
     except (AgentError, ModelsError, OSError) as exc:
         if options.verbose:
             raise
@@ -84,7 +91,7 @@ def _three_lines(exc: Exception, verb: str) -> tuple[str, str, str]:
     if isinstance(exc, SettingsError):
         return exc.what, exc.why or "nothing was started", exc.remedy or "every key: vedette-agent run --help"
     if isinstance(exc, PermissionError):
-        return f"vedette-agent {verb} may not use {exc.filename}", str(exc.strerror), "run it as root"
+        return f"vedette-agent {verb} may not use {exc.filename}", str(exc.strerror), f"sudo vedette-agent {verb} …"
     return f"vedette-agent {verb} failed", str(exc), f"the whole trace: vedette-agent {verb} --verbose"
 
 
@@ -155,19 +162,59 @@ def _common(parser: argparse.ArgumentParser, *, config: Any, verbose: Any) -> No
 
 
 def _enroll(options: argparse.Namespace) -> int:
+    from vedette.agent.adapters.service_user import check_permitted, packaged_user, run_as
+
     settings = read_settings(options.config)
+    text = sys.stdin.read(_MAX_TOKEN_CHARACTERS + 1) if options.token == "-" else options.token  # noqa: S105 - stdin
+    user = packaged_user(options.config)
+    if user is None:
+        _spend(text, options.name, settings)
+        sys.stderr.write("A running agent takes it up by itself. Otherwise start one: vedette-agent run\n")
+        return 0
+    check_permitted(user, "enroll")
+    spend = partial(_guarded, lambda _: _spend(text, options.name, settings), options)
+    return run_as(user, settings, spend) or _bring_up(settings)
+
+
+def _spend(token: str, name: str | None, settings: Settings) -> int:
     from vedette.agent.adapters.enrolment import enrol, read_token
     from vedette.agent.adapters.facts import host_facts
     from vedette.agent.adapters.identity import IdentityStore
 
-    text = sys.stdin.read(_MAX_TOKEN_CHARACTERS + 1) if options.token == "-" else options.token  # noqa: S105 - stdin
-    wished = options.name or settings.name
-    identity = enrol(read_token(text), IdentityStore(settings.enrolment_dir), name=wished, facts=host_facts())
+    wished = name or settings.name
+    identity = enrol(read_token(token), IdentityStore(settings.enrolment_dir), name=wished, facts=host_facts())
     sys.stderr.write(f"Enrolled as {identity.name} with the controller at {', '.join(identity.addresses)}.\n")
     if identity.name != wished:
         sys.stderr.write(f"The controller knows this appliance by that name, not as {wished}.\n")
-    sys.stderr.write("A running agent takes it up by itself. Otherwise start one: vedette-agent run\n")
     return 0
+
+
+def _bring_up(settings: Settings) -> int:
+    from vedette.agent.adapters.unit import Systemctl, bring_up, systemd_runs
+
+    if os.geteuid() != 0 or not systemd_runs():
+        sys.stderr.write("Start the agent when this host's service manager runs: systemctl start vedette-agent\n")
+        return 0
+    bring_up(Systemctl(), partial(_answer, settings), _START_LIMIT_S, _say)
+    _say("It serves and is connected to the controller.")
+    if settings.netflow.listen is not None:
+        _say(f"Next: have routers send NetFlow v5, v9 or IPFIX to this appliance, UDP {settings.netflow.listen[1]}.")
+    _say("Look at it: vedette-agent status")
+    return 0
+
+
+def _answer(settings: Settings) -> Report | None:
+    from vedette.agent.app import running_report
+
+    try:
+        return running_report(settings)
+    except (AgentError, OSError) as exc:  # it starts, or loads a model: a later look will be answered
+        logger.debug("no report yet: %s", exc)
+        return None
+
+
+def _say(line: str) -> None:
+    sys.stderr.write(f"{line}\n")
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -176,12 +223,23 @@ def _run(options: argparse.Namespace) -> int:
     faulthandler.enable()  # the watchdog's SIGABRT writes where every thread stood
     try:
         with paced_start():
-            settings = read_settings(options.config)
+            settings = _settings_as_service(options)
             from vedette.agent.app import run_agent
 
             return run_agent(settings)
     except StoppedWhileWaiting:
         return 0
+
+
+def _settings_as_service(options: argparse.Namespace) -> Settings:
+    """Return the settings, from where on a packaged host the agent's files are touched as its own user."""
+    from vedette.agent.adapters.service_user import become, check_permitted, packaged_user
+
+    settings = read_settings(options.config)
+    if (user := packaged_user(options.config)) is not None:
+        check_permitted(user, options.verb)
+        become(user, settings)
+    return settings
 
 
 def _status(options: argparse.Namespace) -> int:
@@ -193,7 +251,7 @@ def _models(options: argparse.Namespace) -> int:
 
 
 def _show(options: argparse.Namespace, as_text: Callable[[Report], str], only: str | None = None) -> int:
-    settings = read_settings(options.config)
+    settings = _settings_as_service(options)
     from vedette.agent.app import current_report
 
     report = current_report(settings)
