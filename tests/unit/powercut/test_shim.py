@@ -101,6 +101,15 @@ CHANGES = {
         else:
             os._exit(0)
     """,
+    "fought over by processes": """
+        children = [os.fork() for _ in "12"]
+        for _ in range(2000):
+            with contextlib.suppress(FileExistsError): os.close(os.open("a", os.O_CREAT | os.O_EXCL))
+            with contextlib.suppress(FileNotFoundError): os.unlink("a")
+        if not all(children):
+            os._exit(0)
+        [os.waitpid(child, 0) for child in children]
+    """,
     "a database": """
         import sqlite3; base = sqlite3.connect("base", isolation_level=None)
         base.execute("PRAGMA journal_mode=WAL"); base.execute("PRAGMA wal_autocheckpoint=4")
@@ -113,7 +122,7 @@ CHANGES = {
 
 @pytest.mark.parametrize("changes", CHANGES.values(), ids=CHANGES)
 def test_a_log_replayed_to_its_end_gives_the_folder_that_is_there(recording: Recording, changes: str) -> None:
-    imports = "import os, pathlib, shutil, subprocess, threading\n"
+    imports = "import contextlib, os, pathlib, shutil, subprocess, threading\n"
     run(recording, imports + textwrap.dedent(changes))
     there = disk_of(recording).live()
     assert {path: there[path] for path in sorted(there)} == real(recording.root)
