@@ -26,6 +26,7 @@ from vedette.agent.adapters.clock import SystemClock
 from vedette.agent.adapters.collector import Collector, CollectorFailed
 from vedette.agent.adapters.facts import host_facts
 from vedette.agent.adapters.figures import Figures
+from vedette.agent.adapters.files import make_folder
 from vedette.agent.adapters.http import AddressInUse, HttpServer, Page
 from vedette.agent.adapters.identity import Identity, IdentityDamaged, IdentityStore
 from vedette.agent.adapters.json_sink import JsonSink
@@ -90,7 +91,7 @@ def run_agent(settings: Settings) -> int:
         AgentStuck: A part of it stopped working; a new process is the remedy.
         StateError, DiskFull: The state cannot be opened.
     """
-    settings.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    make_folder(settings.state_dir)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core of this process would hold the private key
     with _locked(settings.state_dir / "agent.lock"):
         asyncio.run(_run(settings))

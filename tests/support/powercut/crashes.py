@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -67,6 +68,22 @@ def _before(disk: Disk, record: Record, lot: random.Random) -> Iterator[tuple[st
         yield f"torn at {size}", disk.torn(record, size)
     if record.op in _SYNCS:
         yield "reordered", disk.reordered(lot)
+
+
+def drawn(found: Iterable[Crash], each: int, *, seed: int = 1) -> list[Crash]:
+    """Return some crashes of each model, all as likely: a reservoir, so that not all are held at once."""
+    lot = random.Random(seed)
+    seen: Counter[str] = Counter()
+    kept: dict[str, list[Crash]] = {}
+    for crash in found:
+        model = crash.model.partition(" ")[0]
+        seen[model] += 1
+        reservoir = kept.setdefault(model, [])
+        if len(reservoir) < each:
+            reservoir.append(crash)
+        elif (place := lot.randrange(seen[model])) < each:
+            reservoir[place] = crash
+    return [crash for reservoir in kept.values() for crash in reservoir]
 
 
 def sampled(found: Iterable[Crash], share: float, *, seed: int = 1) -> Iterator[Crash]:

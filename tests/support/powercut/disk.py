@@ -21,6 +21,7 @@ A sector is written whole or not, and writing one leaves its neighbours alone, a
 
 from __future__ import annotations
 
+import functools
 import os
 import random
 import stat
@@ -319,9 +320,14 @@ def write_tree(tree: Tree, folder: Path) -> None:
         (folder / path).chmod(stat.S_IMODE(node.mode))
 
 
+@functools.lru_cache(maxsize=256)
+def _is_empty(content: bytes) -> bool:
+    return content.count(0) == len(content)
+
+
 def _write(target: Path, node: Node) -> None:
     with target.open("wb", buffering=0) as file:
-        if node.content.count(0) == len(node.content):
+        if _is_empty(node.content):
             file.truncate(len(node.content))
         else:
             file.write(node.content)

@@ -15,6 +15,7 @@ import os
 from collections.abc import Callable, Collection
 from pathlib import Path
 
+from vedette.agent.adapters.files import make_folder
 from vedette.agent.domain.errors import BlobCorrupt, DiskFull, SpawnFailed, StateError
 from vedette.models.release import Blob
 
@@ -39,7 +40,7 @@ class Blobs:
         self._partial = root / "partial"
         try:
             for folder in (self._whole, self._partial):
-                folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+                make_folder(folder)
         except OSError as exc:
             raise storage_error(exc, root) from exc
 

@@ -36,6 +36,17 @@ def replace_file(path: Path, data: bytes, mode: int) -> None:
         raise
 
 
+def make_folder(folder: Path) -> None:
+    """Make a folder for the owner alone, with those above it, so that what is stored in it survives a power cut.
+
+    A file that is synced in a folder whose own name is not can go with the folder.
+    """
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    for path in reversed(missing):
+        path.mkdir(mode=0o700, exist_ok=True)
+        sync_folder(path.parent)
+
+
 def sync_folder(folder: Path) -> None:
     """Make a rename in a folder last: after a power cut ext4 may otherwise still show the old name."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)

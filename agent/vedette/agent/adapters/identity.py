@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from vedette.agent.adapters.files import FileTooLarge, read_file, replace_file
+from vedette.agent.adapters.files import FileTooLarge, make_folder, read_file, replace_file
 from vedette.agent.domain.advice import AdvisedError
 
 _MAX_FILE_BYTES = 64 * 1024
@@ -135,7 +135,7 @@ class IdentityStore:
         replace_file(self._record, json.dumps(record, indent=1).encode() + b"\n", 0o644)
 
     def _make_key(self, path: Path) -> bytes:
-        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_folder(self._folder)
         pem = ec.generate_private_key(ec.SECP256R1()).private_bytes(
             serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
         )
