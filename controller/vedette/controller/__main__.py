@@ -1,4 +1,4 @@
-"""``vedette-controller``: makes a controller, serves it, examines it."""
+"""``vedette-controller``: makes a controller, serves it, examines it, backs it up and puts it back."""
 
 from __future__ import annotations
 
@@ -50,6 +50,20 @@ while it serves and changes nothing. Ends with 1 when something is wrong.
 
   vedette-controller check --config ./ctl/controller.toml
   vedette-controller check
+"""
+_BACKUP = """\
+Write database, keys and the index of all blobs into one file, also while the controller serves. In a folder it
+becomes one of several: blobs lie beside it, each once, and of the older ones backup.keep stay. It holds private keys.
+
+  vedette-controller backup /mnt/nas/ctl.tar --with-blobs
+  vedette-controller backup /var/backups/vedette-controller
+"""
+_RESTORE = """\
+Put a backup back: verified first, then in one step; what was there is moved aside, never removed. The controller must
+be stopped. Shows what it will do and asks. No agent is moved back: those that went on since keep what they run.
+
+  vedette-controller restore /mnt/nas/ctl.tar
+  vedette-controller restore vedette-2026-11-23T030000Z.tar --blobs-from /var/backups/vedette-controller/blobs
 """
 
 
@@ -125,9 +139,20 @@ def _parser() -> argparse.ArgumentParser:
     serve.set_defaults(run=_serve)
     check = verbs.add_parser("check", help="examine a controller", description=_CHECK, formatter_class=raw)
     check.set_defaults(run=_check)
-    for verb in (serve, check):
+    backup = verbs.add_parser("backup", help="write a backup", description=_BACKUP, formatter_class=raw)
+    backup.add_argument("file", type=Path, metavar="FILE", help="the file to write, or a folder of backups")
+    backup.add_argument("--with-blobs", action="store_true", help="put the contents of all blobs into the file")
+    backup.set_defaults(run=_backup)
+
+    restore = verbs.add_parser("restore", help="put a backup back", description=_RESTORE, formatter_class=raw)
+    restore.add_argument("file", type=Path, metavar="FILE", help="a backup")
+    restore.add_argument("--data-dir", type=Path, help=f"where to ({DEFAULT_DATA_DIR})")
+    restore.add_argument("--blobs-from", type=Path, metavar="FOLDER", help="where blobs lie that the backup only names")
+    restore.add_argument("--yes", action="store_true", help="do not ask")
+    restore.set_defaults(run=_restore)
+    for verb in (serve, check, backup):
         verb.add_argument("--config", type=Path, default=DEFAULT_CONFIG, help="TOML file (%(default)s)")
-    for verb in (init, serve, check):
+    for verb in (init, serve, check, backup, restore):
         verb.add_argument("--verbose", action="store_true", help="say more, with stack traces")
     return parser
 
@@ -150,6 +175,21 @@ def _serve(options: argparse.Namespace) -> int:
     from vedette.controller.app import serve
 
     serve(ControllerSettings.load(options.config))
+    return 0
+
+
+def _backup(options: argparse.Namespace) -> int:
+    from vedette.controller.recovery import run_backup
+
+    print(run_backup(ControllerSettings.load(options.config), options.file, with_blobs=options.with_blobs))
+    return 0
+
+
+def _restore(options: argparse.Namespace) -> int:
+    from vedette.controller.recovery import run_restore
+
+    for words in run_restore(options.file, options.data_dir, options.blobs_from, is_sure=options.yes):
+        print(words, flush=True)
     return 0
 
 

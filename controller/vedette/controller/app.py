@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import faulthandler
-import fcntl
 import logging
 import resource
 import signal
@@ -35,12 +34,13 @@ from vedette.controller.adapters.grpc.servicers import (
 from vedette.controller.adapters.http import Answer, HttpServer, Metric, exposition
 from vedette.controller.adapters.initialise import DATABASE, check_initialised
 from vedette.controller.adapters.keys import KeyRing
+from vedette.controller.adapters.lock import locked
 from vedette.controller.adapters.pki import Identity
+from vedette.controller.adapters.restore import finish_restore
 from vedette.controller.adapters.sqlite import tokens
 from vedette.controller.adapters.sqlite.database import Database
 from vedette.controller.domain.agents import state_of
 from vedette.controller.domain.clock import Clock
-from vedette.controller.domain.disk import typed_os_error
 from vedette.controller.domain.errors import ControllerError, Refused, Unauthenticated
 from vedette.controller.rooms import MIGRATIONS, furnish
 from vedette.controller.services.enrolment import Trust
@@ -55,7 +55,6 @@ logger = logging.getLogger(__name__)
 
 _PURGE_EVERY_S = 3600.0
 _GRACE_S = 3.0
-_LOCK = "controller.lock"
 
 
 class Controller:
@@ -212,30 +211,22 @@ def opened(settings: ControllerSettings) -> Iterator[Database]:
         StoreFailed: The directory or the database cannot be used.
         DiskFull: There is no room.
     """
-    check_initialised(settings.data_dir)
-    with _locked(settings), _database(settings) as database:
+    with locked(settings.data_dir):
+        finish_restore(settings.data_dir)
+        check_initialised(settings.data_dir)
+        with _migrated(settings) as database:
+            yield database
+
+
+@contextmanager
+def _migrated(settings: ControllerSettings) -> Iterator[Database]:
+    with _database(settings) as database:
         unknown = database.unknown_migrations(MIGRATIONS)
         if unknown:
             why = f"it has {', '.join(unknown[:5])}, which version {__version__} does not know"
             raise Refused("database-newer", "the database was written by a newer controller", why, "install that one")
         database.migrate(MIGRATIONS)
         yield database
-
-
-@contextmanager
-def _locked(settings: ControllerSettings) -> Iterator[None]:
-    path = settings.data_dir / _LOCK
-    try:
-        lock = path.open("w")
-    except OSError as exc:
-        raise typed_os_error(exc, path) from exc
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the kernel lets go however this process ends
-        except BlockingIOError as exc:
-            what = f"another controller serves {settings.data_dir}"
-            raise Refused("already-running", what, f"{path} is locked", "stop it first") from exc
-        yield
 
 
 @contextmanager

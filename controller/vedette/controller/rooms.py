@@ -15,7 +15,7 @@ from vedette.controller.adapters.children import Children
 from vedette.controller.adapters.initialise import BLOBS
 from vedette.controller.adapters.keys import KeyRing
 from vedette.controller.adapters.recipes_loader import RecipeShelf, recipes_folder
-from vedette.controller.adapters.sqlite import agents, datasets, registry, rollouts, runs, telemetry, tokens
+from vedette.controller.adapters.sqlite import agents, datasets, registry, restores, rollouts, runs, telemetry, tokens
 from vedette.controller.adapters.sqlite.database import Database, Migration
 from vedette.controller.adapters.uploads import receive
 from vedette.controller.domain.clock import Clock
@@ -45,6 +45,7 @@ MIGRATIONS: tuple[Migration, ...] = (
     *registry.MIGRATIONS,
     *runs.MIGRATIONS,
     *rollouts.MIGRATIONS,
+    *restores.MIGRATIONS,
 )
 """Of every store, in order. Append only: a recorded one never changes."""
 

@@ -43,6 +43,12 @@ OPTIONS = (
         "telemetry.keep_days", toml.integer(least=1, most=3650), 90, "Telemetry windows older than this are deleted"
     ),
     toml.Option(
+        "backup.keep",
+        toml.integer(most=10_000),
+        14,
+        "How many backups stay in a folder of backups; 0 keeps all",
+    ),
+    toml.Option(
         "import.memory", _MEMORY, 1536 << 20, "Address space of a child that parses uploads and makes snapshots"
     ),
     toml.Option("registry.memory", _MEMORY, 1 << 30, "Address space of a child that tries an uploaded model"),
@@ -63,6 +69,7 @@ class ControllerSettings:
     addresses: tuple[str, ...] = ()
     status_interval_s: int = 30
     keep_days: int = 90
+    backup_keep: int = 14
     import_memory_bytes: int = 1536 << 20
     registry_memory_bytes: int = 1 << 30
     training_memory_bytes: int = 3 << 30
@@ -93,6 +100,7 @@ class ControllerSettings:
             addresses=found["addresses"],
             status_interval_s=found["fleet.status_interval_s"],
             keep_days=found["telemetry.keep_days"],
+            backup_keep=found["backup.keep"],
             import_memory_bytes=found["import.memory"],
             registry_memory_bytes=found["registry.memory"],
             training_memory_bytes=found["training.memory"],

@@ -8,7 +8,17 @@ from vedette.controller.settings import OPTIONS
 from vedette.models.toml_settings import SettingsError
 
 
-@pytest.mark.parametrize("words", [["--help"], ["init", "--help"], ["serve", "--help"], ["check", "--help"]])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--help"],
+        ["init", "--help"],
+        ["serve", "--help"],
+        ["check", "--help"],
+        ["backup", "--help"],
+        ["restore", "--help"],
+    ],
+)
 def test_help_teaches_with_two_examples(words: list[str], capsys: pytest.CaptureFixture[str]):
     with pytest.raises(SystemExit) as caught:
         main(words)

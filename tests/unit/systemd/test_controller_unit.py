@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 UNITS = Path(__file__).parents[3] / "systemd"
-SERVICES = ["vedette-controller.service"]
+SERVICES = ["vedette-controller.service", "vedette-backup.service"]
 
 needs_analyze = pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="there is no systemd-analyze here")
 

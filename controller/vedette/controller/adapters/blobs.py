@@ -205,6 +205,11 @@ class BlobWriter:
             self._hash.update(piece)
             self._file.write(piece)
 
+    @property
+    def digest(self) -> str:
+        """Return the name that what was written so far would have."""
+        return "sha256:" + self._hash.hexdigest()
+
     def commit(self) -> Blob:
         """Make the blob durable and return its name.
 
@@ -216,7 +221,7 @@ class BlobWriter:
             os.fsync(self._file.fileno())
             os.fchmod(self._file.fileno(), 0o400)
             self._file.close()
-        blob = Blob("sha256:" + self._hash.hexdigest(), self.size)
+        blob = Blob(self.digest, self.size)
         self._store.adopt(self._path, blob.digest)
         return blob
 

@@ -12,8 +12,11 @@ from vedette.controller.adapters.blobs import BlobStore
 from vedette.controller.adapters.initialise import BLOBS, CONTEXT, DATABASE, check_initialised
 from vedette.controller.adapters.keys import KeyRing
 from vedette.controller.adapters.sqlite.database import Database, Migration
+from vedette.controller.adapters.sqlite.datasets import DatasetStore
+from vedette.controller.adapters.sqlite.registry import RegistryStore
 from vedette.controller.domain.errors import ControllerError, Refused, StoreFailed
 from vedette.controller.settings import ControllerSettings
+from vedette.models.release import Release
 
 _LEAST_FREE_BYTES = 512 * 1024 * 1024
 
@@ -34,10 +37,14 @@ def examine(settings: ControllerSettings, migrations: tuple[Migration, ...]) -> 
     yield start
     if not start.is_good:
         return
-    yield _look("keys and certificates", lambda: _keys(data_dir))
+    keys = _look("keys and certificates", lambda: _keys(data_dir))
+    yield keys
     yield _look("admin's context file", lambda: _context(data_dir / CONTEXT))
-    yield _look("database", lambda: _database(data_dir / DATABASE, migrations))
+    database = _look("database", lambda: _database(data_dir / DATABASE, migrations))
+    yield database
     yield _look("blobs", lambda: _blobs(data_dir / BLOBS))
+    if keys.is_good and database.is_good:  # it is read with both
+        yield _look("versions and data", lambda: _contents(data_dir))
     yield _look("free space", lambda: _space(data_dir))
 
 
@@ -107,6 +114,45 @@ def _blobs(root: Path) -> str:
         blobs.verify(digest)
         count, size = count + 1, size + blobs.size(digest)
     return f"{count}, {size} bytes, every digest right"
+
+
+def _contents(data_dir: Path) -> str:
+    missing = lacking(data_dir)
+    if missing:
+        why = "; ".join(f"{name} lacks {what}" for name, what in list(missing.items())[:10])
+        remedy = "vedette-controller restore BACKUP --blobs-from FOLDER, or train, register or import again"
+        raise StoreFailed("blobs-missing", f"{len(missing)} versions or datasets are not whole", why, remedy)
+    return "whole"
+
+
+def lacking(data_dir: Path) -> dict[str, str]:
+    """Return what versions and datasets lack in the blob store: ``MODEL:N`` or ``dataset NAME``, and what of it.
+
+    Raises:
+        ControllerError: Keys or database cannot be used.
+    """
+    blobs = BlobStore(data_dir / BLOBS, is_owner=False)
+    database = Database(data_dir / DATABASE)
+    try:
+        versions, tables = RegistryStore(database, KeyRing.load(data_dir).release), DatasetStore(database)
+        wanted = {version.version: _blobs_of(versions.release(version.version)) for version in versions.versions()}
+        for dataset in tables.datasets():
+            wanted[f"dataset {dataset.name}"] = {
+                f"the rows of {part.file_name}": part.digest for part in tables.contents(dataset.name).parts
+            }
+    finally:
+        database.close()
+    found = {
+        name: ", ".join(what for what, digest in parts.items() if not blobs.has(digest))
+        for name, parts in wanted.items()
+    }
+    return {name: text for name, text in found.items() if text}
+
+
+def _blobs_of(release: Release) -> dict[str, str]:
+    others = {"its golden samples": release.golden, "its reference profile": release.reference}
+    named = {what: blob.digest for what, blob in others.items() if blob}
+    return {f"build {build.kind}": build.digest for build in release.builds} | named
 
 
 def _space(data_dir: Path) -> str:

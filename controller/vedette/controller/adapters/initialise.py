@@ -23,6 +23,8 @@ from vedette.controller.domain.errors import AlreadyThere, Refused
 from vedette.controller.settings import LEARNT
 
 MARKER = ".initialising"
+COMMITTED = "restore.committed"
+"""There while a restore that was decided is carried to its end."""
 CONFIG = LEARNT
 CONTEXT = "admin.toml"
 DATABASE = "controller.db"
@@ -103,6 +105,9 @@ def check_initialised(data_dir: Path) -> None:
 def _check_initialised(data_dir: Path, remedy: str) -> None:
     if (data_dir / MARKER).exists():
         raise Refused("init-cut", f"{data_dir} was not initialised to the end", "init was interrupted", remedy)
+    if (data_dir / COMMITTED).exists():
+        remedy = "systemctl start vedette-controller, or vedette-controller serve, finishes it"
+        raise Refused("restore-cut", f"a restore of {data_dir} has not ended", "it was interrupted", remedy)
     if not (data_dir / DATABASE).exists():
         raise Refused("not-initialised", f"{data_dir} holds no controller", f"{DATABASE} is missing", remedy)
 
@@ -145,7 +150,7 @@ def _config(plan: Plan) -> str:
     addresses = ", ".join(f'"{address}"' for address in plan.addresses)
     return (
         "# Settings of this controller; vedette-controller serve --help lists every key.\n"
-        f'data_dir = "{plan.data_dir.absolute()}"\n'
+        'data_dir = "."\n'
         f'listen = "{plan.listen}"\n'
         f'enrol_listen = "{plan.enrol_listen}"\n'
         'http = "127.0.0.1:7480"\n'

@@ -57,6 +57,13 @@ MIGRATIONS = (
         );
         """,
     ),
+    script(
+        "agents-2",
+        """
+        ALTER TABLE agents ADD COLUMN restored_sequence INTEGER;
+        ALTER TABLE agents ADD COLUMN moved_on TEXT;
+        """,
+    ),
 )
 
 KEPT_ASSIGNMENTS = 32

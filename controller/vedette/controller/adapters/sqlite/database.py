@@ -114,12 +114,16 @@ class Database:
                     at = datetime.now(UTC).isoformat()
                     connection.execute("INSERT INTO migrations VALUES (?, ?)", (migration.name, at))
 
+    def applied_migrations(self) -> tuple[str, ...]:
+        """Return the recorded migrations, in the order in which they were applied."""
+        with self.transaction() as connection:
+            rows = connection.execute("SELECT name FROM migrations ORDER BY applied, name").fetchall()
+        return tuple(row["name"] for row in rows)
+
     def unknown_migrations(self, migrations: Sequence[Migration]) -> tuple[str, ...]:
         """Return recorded migrations that are not among ``migrations``: a newer controller wrote this file."""
         known = {migration.name for migration in migrations}
-        with self.transaction() as connection:
-            rows = connection.execute("SELECT name FROM migrations ORDER BY applied, name").fetchall()
-        return tuple(row["name"] for row in rows if row["name"] not in known)
+        return tuple(name for name in self.applied_migrations() if name not in known)
 
     @contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:

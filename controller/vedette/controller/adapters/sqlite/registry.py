@@ -9,6 +9,8 @@ import sqlite3
 from datetime import datetime
 
 from vedette.controller.adapters.sqlite.database import Database, Migration, script
+from vedette.controller.adapters.sqlite.floors import MIGRATIONS as FLOORS
+from vedette.controller.adapters.sqlite.floors import used_number, version_kind
 from vedette.controller.adapters.sqlite.rows import digests_in
 from vedette.controller.domain.errors import NotFound, Refused
 from vedette.controller.domain.registry import Draft, parse_version_name, view
@@ -27,6 +29,7 @@ MIGRATIONS: tuple[Migration, ...] = (
         );
         """,
     ),
+    *FLOORS,
 )
 
 
@@ -59,7 +62,8 @@ class RegistryStore:
             if newest is not None and newest["kind"] != draft.kind:
                 why = f"{draft.model}:{newest['number']} is a {newest['kind']} model, this is a {draft.kind} model"
                 raise Refused("other-kind", "the version does not fit its model", why, "register it under another name")
-            number = newest["number"] + 1 if newest is not None else 1
+            highest = newest["number"] if newest is not None else 0
+            number = max(highest, used_number(connection, version_kind(draft.model))) + 1
             release = draft.release(number, now)
             envelope = seal(RELEASE_TYPE, release.to_bytes(), self._key)
             values = (release.model, number, release.kind, release.digest, source, envelope, now.isoformat())
@@ -115,10 +119,7 @@ class RegistryStore:
 
     def named_blobs(self) -> set[str]:
         """Return every digest that a version's document names, trusted or not."""
-        with self._database.transaction() as connection:
-            rows = connection.execute("SELECT envelope FROM versions").fetchall()
-        payloads = (base64.b64decode(json.loads(bytes(row["envelope"]))["payload"]) for row in rows)
-        return {digest for payload in payloads for digest in digests_in(payload)}
+        return named_blobs(self._database)
 
     def releases(self, model: str) -> tuple[Release, ...]:
         """Return the releases of a model, newest first.
@@ -142,6 +143,14 @@ class RegistryStore:
 
     def _view(self, row: sqlite3.Row) -> Version:
         return view(self._proven(row), signers(bytes(row["envelope"])))
+
+
+def named_blobs(database: Database) -> set[str]:
+    """Return every digest that a version's document names, trusted or not."""
+    with database.transaction() as connection:
+        rows = connection.execute("SELECT envelope FROM versions").fetchall()
+    payloads = (base64.b64decode(json.loads(bytes(row["envelope"]))["payload"]) for row in rows)
+    return {digest for payload in payloads for digest in digests_in(payload)}
 
 
 def _require(connection: sqlite3.Connection, name: str) -> sqlite3.Row:

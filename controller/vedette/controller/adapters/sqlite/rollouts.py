@@ -10,6 +10,8 @@ from itertools import groupby
 from typing import Any
 
 from vedette.controller.adapters.sqlite.database import Database, script
+from vedette.controller.adapters.sqlite.floors import MIGRATIONS as FLOORS
+from vedette.controller.adapters.sqlite.floors import ROLLOUT, used_number
 from vedette.controller.domain.rollout import (
     Event,
     Member,
@@ -46,6 +48,7 @@ MIGRATIONS = (
         CREATE INDEX rollout_members_pending ON rollout_members (rollout) WHERE pending != '';
         """,
     ),
+    *FLOORS,
 )
 
 _MEMBER_COLUMNS = (
@@ -63,8 +66,8 @@ class SqliteRollouts:
     def next_id(self) -> str:
         """Return the id of the next rollout: a number, one above every earlier one."""
         with self._database.transaction() as connection:
-            row = connection.execute("SELECT COALESCE(MAX(id), 0) + 1 AS id FROM rollouts").fetchone()
-        return str(row["id"])
+            row = connection.execute("SELECT COALESCE(MAX(id), 0) AS id FROM rollouts").fetchone()
+            return str(max(row["id"], used_number(connection, ROLLOUT)) + 1)
 
     def save(self, rollout: Rollout, before: Rollout | None) -> None:
         """Keep a rollout. ``before`` is its form kept last, whose unchanged members need no writing; None: it is new.
