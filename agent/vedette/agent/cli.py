@@ -23,6 +23,7 @@ from vedette.agent.domain.advice import EXIT_FAILED, EXIT_USAGE, AdvisedError
 from vedette.agent.domain.errors import AgentError
 from vedette.agent.domain.report import Report, models_text, status_text
 from vedette.agent.settings import DEFAULT_FILE, OPTIONS, Settings, read_settings
+from vedette.models.assignment import MAX_SLOTS
 from vedette.models.errors import ModelsError
 from vedette.models.toml_settings import SettingsError, describe_settings
 from vedette.models.version import __version__
@@ -119,6 +120,7 @@ def _parser() -> _Parser:
     enroll.add_argument("--token", required=True, help='what `vedette token create` printed; "-" reads standard input')
     enroll.add_argument("--name", help="wished name; the controller makes it unique (default: the setting `name`)")
     _verb(verbs, "run", _run, "Run the agent until it is told to stop.", _RUN_EXAMPLES + _keys())
+    _configuring(_verb(verbs, "configure", _configure, _CONFIGURE_SUMMARY, _CONFIGURE_EXAMPLES))
     status = _verb(verbs, "status", _status, "Show how this agent stands, running or not.", _STATUS_EXAMPLES)
     models = _verb(verbs, "models", _models, "Show what serves in each slot.", _MODELS_EXAMPLES)
     for each in (status, models):
@@ -130,12 +132,34 @@ _ENROLL_EXAMPLES = (
     "  vedette-agent enroll --token vdt1.…\n  ssh ctl vedette token create | vedette-agent enroll --token -"
 )
 _RUN_EXAMPLES = "  vedette-agent run\n  vedette-agent run --config /etc/vedette/agent.toml --verbose"
+_CONFIGURE_SUMMARY = "Have the packaged service's limits follow the settings."
+_CONFIGURE_EXAMPLES = "  vedette-agent configure --dry-run\n  vedette-agent configure --gpu --slots 2"
 _STATUS_EXAMPLES = "  vedette-agent status\n  vedette-agent status --output json"
 _MODELS_EXAMPLES = "  vedette-agent models\n  vedette-agent models --output json"
 
 
 def _keys() -> str:
     return f"\n\nkeys of {DEFAULT_FILE} and their defaults:\n{describe_settings(OPTIONS)}"
+
+
+def _configuring(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--dry-run", action="store_true", help="only show what would change")
+    parser.add_argument(
+        "--slots", type=_slots, metavar="N", help=f"models to serve at once, 1 to {MAX_SLOTS} (as before, at first 1)"
+    )
+    flag = argparse.BooleanOptionalAction
+    parser.add_argument("--gpu", action=flag, help="let the service use NVIDIA devices, or no more (as before)")
+    parser.add_argument(
+        "--worker-cgroups",
+        action=flag,
+        help="a control group with its own limit for each model, or no more (as before)",
+    )
+
+
+def _slots(text: str) -> int:
+    if not text.isdecimal() or not 1 <= int(text) <= MAX_SLOTS:
+        raise argparse.ArgumentTypeError(f"{text} is no number from 1 to {MAX_SLOTS}")
+    return int(text)
 
 
 def _verb(
@@ -215,6 +239,36 @@ def _answer(settings: Settings) -> Report | None:
 
 def _say(line: str) -> None:
     sys.stderr.write(f"{line}\n")
+
+
+def _configure(options: argparse.Namespace) -> int:
+    from vedette.agent.adapters import configure
+    from vedette.agent.adapters.service_user import NotPermitted, packaged_user
+    from vedette.agent.adapters.unit import Systemctl, systemd_runs
+
+    wanted = {"gpu": options.gpu, "worker-cgroups": options.worker_cgroups}
+    changes = configure.planned(
+        read_settings(options.config),
+        config=str(options.config or DEFAULT_FILE),
+        slots=options.slots,
+        optional={name: flag for name, flag in wanted.items() if flag is not None},
+        folder=configure.FOLDER,
+        shipped=configure.SHIPPED,
+    )
+    if options.dry_run:
+        _say("\n".join(change.told() for change in changes) or "Nothing to change.")
+        return 0
+    if packaged_user(options.config) is None:
+        why = f"the service reads {DEFAULT_FILE}" if options.config else "the package vedette-agent is not installed"
+        raise configure.NotPackaged(
+            "there is no packaged service with these settings", why, "add --dry-run to look only"
+        )
+    if os.geteuid() != 0:
+        raise NotPermitted(
+            "vedette-agent configure is for root", f"you are user {os.geteuid()}", "sudo vedette-agent configure …"
+        )
+    configure.apply(changes, Systemctl() if systemd_runs() else None, _say)
+    return 0
 
 
 def _run(options: argparse.Namespace) -> int:

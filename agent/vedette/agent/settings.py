@@ -116,7 +116,7 @@ OPTIONS: tuple[Option, ...] = (
         "budget.cpu_percent",
         kinds.integer(least=1, most=100_000),
         100,
-        "processor time for models, 100 is one core: a worker computes with one thread per whole core",
+        "processor time of the packaged service, 100 is one core; a worker computes with one thread per whole core",
     ),
 )
 
@@ -162,7 +162,12 @@ class BudgetSettings:
     """What models may take of the appliance."""
 
     memory_bytes: int
-    threads: int
+    cpu_percent: int
+
+    @property
+    def threads(self) -> int:
+        """How many a worker computes with."""
+        return max(1, self.cpu_percent // 100)
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,7 +226,7 @@ def settings_from(value: Mapping[str, Any]) -> Settings:
         ),
         metrics_listen=_address(value["metrics.listen"]),
         telemetry=TelemetrySettings(value["telemetry.interval_s"], value["telemetry.spool"]),
-        budget=BudgetSettings(value["budget.memory"], max(1, value["budget.cpu_percent"] // 100)),
+        budget=BudgetSettings(value["budget.memory"], value["budget.cpu_percent"]),
     )
 
 

@@ -22,7 +22,7 @@ def config(tmp_path: Path) -> Path:
     return file
 
 
-@pytest.mark.parametrize("verb", ["enroll", "run", "status", "models"])
+@pytest.mark.parametrize("verb", ["enroll", "run", "configure", "status", "models"])
 def test_every_commands_help_says_what_it_does_with_two_examples(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run_command([verb, "--help"]) == 0
     text = capsys.readouterr().out
