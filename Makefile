@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 ARGS ?=
 SOURCES := agent controller models proto tests packaging
 
-.PHONY: dev demo test test-root check bench lab soak protos format clean
+.PHONY: dev demo test test-root check bench deb needs lab soak protos format clean
 dev: $(VENV)/.ready
 
 $(VENV)/.ready: pyproject.toml constraints.txt
@@ -32,6 +32,14 @@ test: dev
 test-root: dev
 	$(BIN)/python -m pytest -m 'root and not gpu and not lab' $(ARGS)
 
+# The two Debian packages, into dist/. `make deb ARGS=--help` has the rest.
+deb: dev
+	packaging/build $(ARGS)
+
+# What `make deb` and `make lab` take beyond `make dev`; installs it as root, else says what is missing.
+needs:
+	packaging/needs
+
 # Real Debian hosts from the real packages, on this machine; needs root. `make lab ARGS=--help` has the rest.
 lab: dev
 	$(BIN)/python -m tests.lab $(ARGS)
@@ -57,4 +65,4 @@ bench: dev
 	$(BIN)/python -m tests.bench $(ARGS)
 
 clean:
-	rm -rf $(VENV) dist
+	rm -rf $(VENV) dist build
