@@ -22,6 +22,10 @@ _HEAD = """\
 # They are read when the program starts: systemctl restart {program}
 # Sizes may be written as "512MiB", addresses as "HOST:PORT" or "[IPV6]:PORT". All of it: man {program}.toml
 """
+_LEARNT = """\
+# What is not set here is as `vedette-controller init` was told (controller.toml in data_dir), else the default.
+"""
+_ALSO = {"vedette-controller": _LEARNT}
 FILES: dict[str, tuple[str, Sequence[Option]]] = {
     "agent.toml": ("vedette-agent", agent_settings.OPTIONS),
     "controller.toml": ("vedette-controller", controller_settings.OPTIONS),
@@ -42,7 +46,7 @@ def main(arguments: Sequence[str]) -> int:
 
 def settings_file(program: str, options: Sequence[Option]) -> str:
     """Return a settings file in which every key is commented out."""
-    lines = [_HEAD.format(program=program)]
+    lines = [_HEAD.format(program=program) + _ALSO.get(program, "")]
     for table, its in tables_of(options).items():
         lines += [f"[{table}]"] if table else []
         for option in its:
