@@ -64,7 +64,7 @@ class Daemon:
         connection = http.client.HTTPConnection("localhost", timeout=5)
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as made:
             made.settimeout(5)
-            made.connect(str(self.settings.status_socket))
+            made.connect(str(self.settings.status_sockets[-1]))
             connection.sock = made
             connection.request("GET", "/metrics")
             text = connection.getresponse().read().decode()

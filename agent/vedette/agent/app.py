@@ -12,6 +12,7 @@ import fcntl
 import http.client
 import json
 import logging
+import os
 import resource
 import signal
 import socket
@@ -22,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from vedette.agent.adapters.artifacts import Downloads
+from vedette.agent.adapters.blobs import storage_error
 from vedette.agent.adapters.clock import SystemClock
 from vedette.agent.adapters.collector import Collector, CollectorFailed
 from vedette.agent.adapters.facts import host_facts
@@ -44,7 +46,7 @@ from vedette.agent.domain.advice import EXIT_REFUSED, AdvisedError
 from vedette.agent.domain.backoff import Backoff
 from vedette.agent.domain.clock import EARLIEST, TrustedClock
 from vedette.agent.domain.conditions import Conditions
-from vedette.agent.domain.errors import DiskFull, InstallCode, StateError
+from vedette.agent.domain.errors import DiskFull, InstallCode, StateError, StateReadOnly
 from vedette.agent.domain.metrics import CONTENT_TYPE, render
 from vedette.agent.domain.reconcile import Trust
 from vedette.agent.domain.report import Report, status_report
@@ -59,6 +61,7 @@ from vedette.wire.values import Severity, SlotStatus, Status
 logger = logging.getLogger(__name__)
 
 _ENROLMENT_CHECK_S = 2.0
+_DISK_CHECK_S = 2.0
 _RETRY_BASE_S = 30.0
 _STOP_S = 5.0  # for each of the last verdicts and the last lines
 _TEMPLATES_EVERY_S = 600.0
@@ -91,7 +94,10 @@ def run_agent(settings: Settings) -> int:
         AgentStuck: A part of it stopped working; a new process is the remedy.
         StateError, DiskFull: The state cannot be opened.
     """
-    make_folder(settings.state_dir)
+    try:
+        make_folder(settings.state_dir)
+    except OSError as exc:
+        raise storage_error(exc, settings.state_dir) from exc
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core of this process would hold the private key
     with _locked(settings.state_dir / "agent.lock"):
         asyncio.run(_run(settings))
@@ -104,14 +110,31 @@ async def _run(settings: Settings) -> None:
 
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    with path.open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as exc:
-            raise AlreadyRunning(
-                f"another agent runs with {path.parent}", f"it holds {path.name}", "vedette-agent status shows it"
-            ) from exc
+    file = _lock_file(path)
+    try:
+        _lock(file, path)
         yield
+    finally:
+        os.close(file)
+
+
+def _lock(file: int, path: Path) -> None:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as exc:
+        raise AlreadyRunning(
+            f"another agent runs with {path.parent}", f"it holds {path.name}", "vedette-agent status shows it"
+        ) from exc
+
+
+def _lock_file(path: Path) -> int:
+    """Return the open lock file; on a disk that takes no writes the one that is there, else its folder."""
+    try:
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as exc:
+        if not isinstance(storage_error(exc, path), StateReadOnly):
+            raise
+        return os.open(path if path.exists() else path.parent, os.O_RDONLY | os.O_CLOEXEC)
 
 
 class Agent:
@@ -154,6 +177,7 @@ class Agent:
             conditions=self._conditions,
             usage=self._usage,
         )
+        self._server: HttpServer | None = None
         self._damaged_slots: set[str] = set()  # whose active build fell for a file that is not what it was
         self._reconciler: Reconciler | None = None
         self._is_stopping = asyncio.Event()
@@ -193,12 +217,12 @@ class Agent:
             self._sink.start()
             parts.callback(self._sink.close, _STOP_S)
         self._templates.load()
-        server = HttpServer(
+        server = self._server = HttpServer(
             {"/metrics": Page(CONTENT_TYPE, self._metrics), "/status": Page("application/json", self._report)}
         )
         parts.push_async_callback(server.close)
-        await server.listen_unix(self._settings.status_socket)
-        parts.callback(self._settings.status_socket.unlink, missing_ok=True)
+        await self._listen_for_status()
+        parts.callback(self._unlink_sockets)
         if self._settings.metrics_listen is not None:
             try:
                 await server.listen(*self._settings.metrics_listen)
@@ -212,11 +236,26 @@ class Agent:
                 self._trouble(exc)
         await self._serving.start()
 
+    async def _listen_for_status(self) -> None:
+        path = next((path for path in self._settings.status_sockets if path.parent.is_dir()), None)
+        if path is None or self._server is None:
+            return
+        try:
+            await self._server.listen_unix(path)
+        except AddressInUse as exc:
+            self._trouble(exc)
+
+    def _unlink_sockets(self) -> None:
+        for path in self._settings.status_sockets:
+            with suppress(OSError):  # never made, gone with its folder, or on a disk that takes no writes
+                path.unlink()
+
     def _tasks(self) -> Iterator[Any]:
         if self._collector is not None:
             yield self._pipeline.gather(self._collector, self._has_datagrams, self._settings.netflow.batch_s)
         yield self._close_windows()
         yield self._save_templates()
+        yield self._look_at_disk()
         yield self._join_fleet()
         yield self._stay_alive(systemd.watchdog_interval_s() or _LOOK_S)
 
@@ -268,6 +307,23 @@ class Agent:
         while True:
             await self._clock.sleep(_TEMPLATES_EVERY_S)
             self._templates.save()
+
+    async def _look_at_disk(self) -> None:
+        """Say while the disk of the state takes no writes, also when nothing is to be written for days."""
+        was_read_only = False
+        while True:
+            if not self._state.look() or self._spool.is_read_only:
+                was_read_only = True
+                text = (
+                    f"the disk of {self._settings.state_dir} takes no writes: models serve on, new ones wait, "
+                    "telemetry waits in memory; see dmesg, then mount it writable or replace it; no restart is needed"
+                )
+                self._conditions.hold("state-read-only", Severity.ERROR, text)
+            elif was_read_only:
+                was_read_only = False
+                self._conditions.clear("state-read-only")
+                await self._listen_for_status()  # the socket may have lain there, too
+            await self._clock.sleep(_DISK_CHECK_S)
 
     # Telemetry
 
@@ -445,10 +501,10 @@ def running_report(settings: Settings) -> Report | None:
     Raises:
         StateError: It runs and cannot say.
     """
-    try:
-        return _asked(settings.status_socket)
-    except (FileNotFoundError, ConnectionRefusedError):
-        return None
+    for path in settings.status_sockets:
+        with suppress(FileNotFoundError, ConnectionRefusedError):
+            return _asked(path)
+    return None
 
 
 def _asked(path: Path) -> Report:

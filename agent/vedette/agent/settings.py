@@ -16,10 +16,12 @@ from vedette.models import toml_settings as kinds
 from vedette.models.toml_settings import Option, load_settings, parse_address
 
 DEFAULT_FILE = Path("/etc/vedette/agent.toml")
+PACKAGED_STATE_DIR = Path("/var/lib/vedette-agent")
+RUN_DIR = Path("/run/vedette-agent")
 MIB = 2**20
 
 OPTIONS: tuple[Option, ...] = (
-    Option("state_dir", kinds.path(), Path("/var/lib/vedette-agent"), "where identity, models and the spool are kept"),
+    Option("state_dir", kinds.path(), PACKAGED_STATE_DIR, "where identity, models and the spool are kept"),
     Option("name", kinds.text(most=64), "", 'wished name of this appliance; "" is its host name'),
     Option(
         "controller",
@@ -93,6 +95,13 @@ OPTIONS: tuple[Option, ...] = (
         kinds.address(optional=True, default_port=9464),
         "127.0.0.1:9464",
         "HTTP address of /metrics, Prometheus text",
+    ),
+    Option(
+        "status.socket",
+        kinds.text(),
+        "",
+        'unix socket where the running agent answers `status`; "" is agent.sock in state_dir, or in /run/vedette-agent '
+        "where that is there and state_dir is the packaged one",
     ),
     Option(
         "telemetry.interval_s",
@@ -180,6 +189,7 @@ class Settings:
     netflow: NetflowSettings
     sink: JsonSinkSettings
     metrics_listen: tuple[str, int] | None
+    status_socket: Path | None
     telemetry: TelemetrySettings
     budget: BudgetSettings
 
@@ -189,9 +199,15 @@ class Settings:
         return self.state_dir / "enrolment"
 
     @property
-    def status_socket(self) -> Path:
-        """Where the running daemon answers ``status``."""
-        return self.state_dir / "agent.sock"
+    def status_sockets(self) -> tuple[Path, ...]:
+        """Where the running daemon answers ``status``: at the first of these whose folder is there.
+
+        A packaged agent's is in its runtime folder, which lies in memory and can be written when no disk can.
+        """
+        if self.status_socket is not None:
+            return (self.status_socket,)
+        beside_state = self.state_dir / "agent.sock"
+        return (RUN_DIR / "agent.sock", beside_state) if self.state_dir == PACKAGED_STATE_DIR else (beside_state,)
 
 
 def read_settings(file: Path | None = None) -> Settings:
@@ -225,6 +241,7 @@ def settings_from(value: Mapping[str, Any]) -> Settings:
             evidence_per_s=value["sink.json.evidence_per_s"],
         ),
         metrics_listen=_address(value["metrics.listen"]),
+        status_socket=Path(value["status.socket"]) if value["status.socket"] else None,
         telemetry=TelemetrySettings(value["telemetry.interval_s"], value["telemetry.spool"]),
         budget=BudgetSettings(value["budget.memory"], value["budget.cpu_percent"]),
     )

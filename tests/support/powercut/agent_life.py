@@ -33,7 +33,7 @@ class _Watched(Daemon):
 
     def report(self) -> Report:
         with socket.socket(socket.AF_UNIX) as probe:
-            if probe.connect_ex(str(self.settings.status_socket)) != 0:
+            if probe.connect_ex(str(self.settings.status_sockets[0])) != 0:
                 return {"running": False}
         return super().report()
 

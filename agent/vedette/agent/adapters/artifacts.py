@@ -13,6 +13,7 @@ import logging
 import os
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +80,7 @@ class Downloads:
             DiskFull: There is no room for it.
             StateError: The disk failed otherwise.
         """
+        self._blobs.make_folders()
         path, partial = self._blobs.path(blob.digest), self._blobs.partial_path(blob.digest)
         if path.exists() and path.stat().st_size == blob.size:
             return path
@@ -196,7 +198,8 @@ def _read_error(exc: grpc.RpcError, blob: Blob) -> AgentError:
 
 
 def _write_error(exc: OSError, partial: Path) -> AgentError:
-    partial.unlink(missing_ok=True)  # gives its space back to the appliance
+    with suppress(OSError):
+        partial.unlink()  # gives its space back to the appliance
     return storage_error(exc, partial)
 
 

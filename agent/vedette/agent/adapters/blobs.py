@@ -13,10 +13,11 @@ import hashlib
 import logging
 import os
 from collections.abc import Callable, Collection
+from contextlib import suppress
 from pathlib import Path
 
 from vedette.agent.adapters.files import make_folder
-from vedette.agent.domain.errors import BlobCorrupt, DiskFull, SpawnFailed, StateError
+from vedette.agent.domain.errors import BlobCorrupt, DiskFull, SpawnFailed, StateError, StateReadOnly
 from vedette.models.release import Blob
 
 logger = logging.getLogger(__name__)
@@ -24,6 +25,7 @@ logger = logging.getLogger(__name__)
 _CHUNK = 1024 * 1024
 _SEALS = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 _FULL = (errno.ENOSPC, errno.EDQUOT)
+_FAILING = (errno.EROFS, errno.EIO)
 _SHORT = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 
 
@@ -32,17 +34,22 @@ class Blobs:
 
     Raises:
         DiskFull: There is no room for the folders.
-        StateError: They cannot be made.
+        StateError: They cannot be made; on a disk that takes no writes they are made later.
     """
 
     def __init__(self, root: Path) -> None:
         self._whole = root / "sha256"
         self._partial = root / "partial"
-        try:
-            for folder in (self._whole, self._partial):
+        with suppress(StateReadOnly):
+            self.make_folders()
+
+    def make_folders(self) -> None:
+        """Make the folders where they are missing. Raises as the class, and StateReadOnly."""
+        for folder in (self._whole, self._partial):
+            try:
                 make_folder(folder)
-        except OSError as exc:
-            raise storage_error(exc, root) from exc
+            except OSError as exc:
+                raise storage_error(exc, folder) from exc
 
     def path(self, digest: str) -> Path:
         """Return where a whole file lies, there or not."""
@@ -135,9 +142,12 @@ class Blobs:
         names = {digest.removeprefix("sha256:") for digest in keep}
         freed = 0
         for folder in (self._whole, self._partial):
-            for path in folder.iterdir():
-                if path.name not in names:
-                    freed += _remove(path)
+            try:
+                found = sorted(folder.iterdir())
+            except OSError as exc:
+                logger.warning("%s cannot be read: %s", folder, exc)
+                continue
+            freed += sum(_remove(path) for path in found if path.name not in names)
         return freed
 
 
@@ -155,4 +165,6 @@ def storage_error(exc: OSError, path: Path) -> DiskFull | StateError:
     """Return the typed error of a failed write: full, or broken otherwise; it names the path."""
     if exc.errno in _FULL:
         return DiskFull(f"no room to write {path}: {exc.strerror}")
+    if exc.errno in _FAILING:
+        return StateReadOnly(f"{path} cannot be written: {exc.strerror}; mount the disk writable, or replace it")
     return StateError(f"{path} cannot be written: {exc.strerror or exc}")

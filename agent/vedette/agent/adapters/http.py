@@ -71,7 +71,7 @@ class HttpServer:
             made = _bound(path)
             server = await asyncio.start_unix_server(self._serve, sock=made, limit=_MAX_REQUEST_BYTES)
         except OSError as exc:
-            remedy = f"check state_dir; its path is {len(str(path))} bytes with the socket's name, limit 107"
+            remedy = f"check status.socket or state_dir; the socket's path is {len(str(path))} bytes, limit 107"
             raise AddressInUse(f"nothing can listen on {path}", str(exc), remedy) from exc
         self._servers.append(server)
 

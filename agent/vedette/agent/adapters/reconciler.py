@@ -232,7 +232,8 @@ class Reconciler:
         """Try all actions once; return whether nothing is left that a later try could mend."""
         failures: list[InstallFailed] = []
         try:
-            self._state.attempt(accepted.assignment.sequence)
+            if self._state.sequences.attempted != accepted.assignment.sequence:  # a start stores nothing it knows
+                self._state.attempt(accepted.assignment.sequence)
             for action in self._plan(accepted):
                 try:
                     await self._act(action)

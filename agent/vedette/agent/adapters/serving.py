@@ -417,8 +417,14 @@ class Serving:
             raise InstallFailed(InstallCode.HOST_FAILED, str(exc)) from exc
 
     def _check_room(self, blob: Blob) -> None:
-        folder = self.blobs.path(blob.digest).parent
-        disk, reserve = os.statvfs(folder), self._settings.reserve_bytes
+        folder, reserve = self.blobs.path(blob.digest).parent, self._settings.reserve_bytes
+        try:
+            self.blobs.make_folders()
+            disk = os.statvfs(folder)
+        except (DiskFull, StateError) as exc:
+            raise InstallFailed(_code(exc), str(exc)) from exc
+        except OSError as exc:
+            raise InstallFailed(InstallCode.STATE_FAILED, f"{folder}: {exc.strerror}") from exc
         free, wanted = disk.f_bavail * disk.f_frsize, blob.size - self.blobs.bytes_done(blob)
         if free < wanted + reserve:
             text = f"{folder} has {free} bytes free; {wanted} are to come and {reserve} stay reserved"

@@ -8,6 +8,10 @@ It has a file of its own: a damaged one costs telemetry, never the agent's state
 tried again at every use, while the agent serves. Telemetry never takes a disk's last bytes: a batch for which there is
 no room is lost and told as a gap. What waits can still be sent and deleted then, for which a reserve is kept. Used from
 the event loop's thread.
+
+While the disk takes no writes, batches wait in memory under a small budget of their own and are sent from there; what
+lies on the disk waits for it. When it takes writes again both are one. What memory held is lost with the process, and
+what was acknowledged meanwhile may be sent again, which counts nothing twice.
 """
 
 from __future__ import annotations
@@ -22,8 +26,9 @@ from pathlib import Path
 from google.protobuf.message import DecodeError
 
 from vedette.agent.adapters.blobs import storage_error
+from vedette.agent.adapters.images import is_refusal
 from vedette.agent.adapters.reserve import RESERVE_BYTES, Reserve, again_when_full, free_bytes, is_disk_full
-from vedette.agent.domain.errors import DiskFull, StateError
+from vedette.agent.domain.errors import DiskFull, StateError, StateReadOnly
 from vedette.wire.convert import BATCH
 from vedette.wire.errors import WireError
 from vedette.wire.v1 import telemetry_pb2
@@ -31,6 +36,8 @@ from vedette.wire.values import Gap, TelemetryBatch, Window
 
 logger = logging.getLogger(__name__)
 
+MEMORY_BYTES = 4 * 1024 * 1024
+"""Of all bodies together while they wait in memory: a day of windows of one model, at a minute each."""
 _SCHEMA = (
     "CREATE TABLE IF NOT EXISTS batches (boot_epoch INTEGER NOT NULL, sequence INTEGER NOT NULL,"
     " gap_from INTEGER, rows INTEGER NOT NULL, body BLOB NOT NULL, PRIMARY KEY (boot_epoch, sequence))"
@@ -72,12 +79,23 @@ class Spool:
         self.reserve = Reserve(path)
         self._bytes = 0
         self._connection: sqlite3.Connection | None = None
-        with suppress(DiskFull, StateError):  # the first use says so
+        self._is_detached = False
+        try:
             self._open()
+        except StateReadOnly as exc:
+            logger.warning("%s; telemetry waits in memory", exc)
+            self._detach()
+        except (DiskFull, StateError) as exc:  # the first use says so, too
+            logger.debug("%s", exc)
+
+    @property
+    def is_read_only(self) -> bool:
+        """Whether batches wait in memory, for the disk took no writes when it was last tried."""
+        return self._is_detached
 
     @property
     def bytes_waiting(self) -> int:
-        """The size of all that waits."""
+        """The size of all that waits; of what is in memory while the disk takes no writes."""
         return self._bytes
 
     @property
@@ -96,15 +114,29 @@ class Spool:
         gaps = (self._unstored,) if self._unstored else ()
         batch = TelemetryBatch(boot_epoch=self._boot_epoch, sequence=self._sequence, windows=tuple(windows), gaps=gaps)
         rows, body = sum(window.rows for window in windows), _encoded(batch)
+        self._attach()
         try:
-            _check_room(self._path, len(body))
-            with self._transaction() as connection:
-                self._put(connection, _Stored(self._boot_epoch, self._sequence, None, rows, body))
-                self._trim(connection)
+            self._keep(_Stored(self._boot_epoch, self._sequence, None, rows, body))
         except (DiskFull, StateError):
             self._lose(rows)
             raise
         self._unstored = None
+
+    def _keep(self, stored: _Stored) -> None:
+        """Store a batch, in memory where the disk takes no writes."""
+        if not self._is_detached:
+            _check_room(self._path, len(stored.body))
+        try:
+            self._add(stored)
+        except StateReadOnly as exc:
+            logger.warning("%s; telemetry waits in memory", exc)
+            self._detach()
+            self._add(stored)
+
+    def _add(self, stored: _Stored) -> None:
+        with self._transaction() as connection:
+            self._put(connection, stored)
+            self._trim(connection)
 
     @again_when_full
     def oldest(self) -> TelemetryBatch | None:
@@ -149,9 +181,37 @@ class Spool:
         if self._connection is not None:
             self._connection.close()
 
+    def _detach(self) -> None:
+        """Let batches wait in memory."""
+        if self._connection is not None:
+            with suppress(sqlite3.Error):
+                self._connection.close()
+        self._connection, self._bytes, self._is_detached = _made(":memory:"), 0, True
+
+    def _attach(self) -> None:
+        """Bring what waits in memory back to the disk, if it takes writes again."""
+        memory = self._connection
+        if not self._is_detached or memory is None:
+            return
+        waiting = [_Stored(*row) for row in memory.execute(_OLDEST).fetchall()]
+        in_memory, self._connection, self._is_detached = self._bytes, None, False
+        try:
+            with self._transaction() as connection:
+                for stored in waiting:
+                    self._remove(connection, stored.boot_epoch, stored.sequence)
+                    self._put(connection, stored)
+                self._trim(connection)
+        except (DiskFull, StateError) as exc:
+            logger.debug("telemetry stays in memory: %s", exc)
+            if self._connection is not None:
+                self._connection.close()
+            self._connection, self._bytes, self._is_detached = memory, in_memory, True
+        else:
+            memory.close()
+
     def _trim(self, connection: sqlite3.Connection) -> None:
         """Turn the oldest whole batches into gaps until the budget holds; then the oldest gaps go."""
-        while self._bytes > self._budget_bytes:
+        while self._bytes > (min(MEMORY_BYTES, self._budget_bytes) if self._is_detached else self._budget_bytes):
             row = connection.execute(_NEXT_TO_GO, self._sending or (0, 0)).fetchone()
             if row is None:
                 return
@@ -203,11 +263,17 @@ class Spool:
                 self._connection, self._bytes = _connect(self._path)
             except _Damaged as exc:
                 logger.warning("%s; telemetry that waited in it is lost", exc)
-                self.times_damaged += 1
-                for suffix in ("", "-wal", "-shm"):
-                    self._path.with_name(self._path.name + suffix).unlink(missing_ok=True)
+                self._clear_away()
                 self._connection, self._bytes = _connect(self._path)
         return self._connection
+
+    def _clear_away(self) -> None:
+        try:
+            for suffix in ("", "-wal", "-shm"):
+                self._path.with_name(self._path.name + suffix).unlink(missing_ok=True)
+        except OSError as exc:
+            raise storage_error(exc, self._path) from exc
+        self.times_damaged += 1
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
@@ -235,14 +301,8 @@ def _connect(path: Path) -> tuple[sqlite3.Connection, int]:
     """Return an open spool and how many bytes wait in it; reading them all finds most damage."""
     try:
         path.touch(mode=0o600, exist_ok=True)
-        connection = sqlite3.connect(path, timeout=5.0, isolation_level=None)
+        connection = _made(str(path))
         try:
-            connection.execute("PRAGMA journal_mode = WAL")
-            # FULL: an acknowledged batch must stay deleted and a numbered one must stay stored across a power cut.
-            connection.execute("PRAGMA synchronous = FULL")
-            # Small, so that a log which only takes deletions fits into the reserve and is used again from its start.
-            connection.execute("PRAGMA wal_autocheckpoint = 64")
-            connection.execute(_SCHEMA)
             connection.execute(f"{_OLDEST} LIMIT 1").fetchone()
             (waiting,) = connection.execute("SELECT coalesce(sum(length(body)), 0) FROM batches").fetchone()
         except sqlite3.Error:
@@ -253,6 +313,21 @@ def _connect(path: Path) -> tuple[sqlite3.Connection, int]:
     except OSError as exc:
         raise storage_error(exc, path) from exc
     return connection, int(waiting)
+
+
+def _made(name: str) -> sqlite3.Connection:
+    connection = sqlite3.connect(name, timeout=5.0, isolation_level=None)
+    try:
+        connection.execute("PRAGMA journal_mode = WAL")
+        # FULL: an acknowledged batch must stay deleted and a numbered one must stay stored across a power cut.
+        connection.execute("PRAGMA synchronous = FULL")
+        # Small, so that a log which only takes deletions fits into the reserve and is used again from its start.
+        connection.execute("PRAGMA wal_autocheckpoint = 64")
+        connection.execute(_SCHEMA)
+    except sqlite3.Error:
+        connection.close()
+        raise
+    return connection
 
 
 def _check_room(path: Path, needed: int) -> None:
@@ -273,6 +348,8 @@ _DAMAGE = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR) 
 def _translated(exc: sqlite3.Error, path: Path) -> DiskFull | StateError:
     if is_disk_full(exc, path.parent):
         return DiskFull(f"no room for telemetry in {path}: {exc}")
+    if is_refusal(exc, was_open=False):
+        return StateReadOnly(f"the disk of the spool {path} takes no writes: {exc}")
     is_damaged = getattr(exc, "sqlite_errorcode", 0) & 0xFF in _DAMAGE
     kind = _Damaged if is_damaged else StateError
     return kind(f"the spool {path} failed: {getattr(exc, 'sqlite_errorname', '')}: {exc}")

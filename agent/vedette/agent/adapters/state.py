@@ -7,28 +7,41 @@ only: a commit takes about a millisecond and happens when something changes, nev
 
 Beside the file lies a reserve. When the disk is full it is given up, and what was being stored is tried once more, so
 that a start, a fallback or a quarantine is still written down; it is taken again when there is room.
+
+On a disk that takes no writes the state is read from its image in memory, which is kept as of the last commit, and each
+write is refused with :class:`StateReadOnly` until the disk takes writes again; then the image is what lies there. A
+start that cannot be counted draws its boot epoch from the upper half of all numbers, 2**62 of them, instead: telemetry
+counts once because an epoch never comes twice, and nobody asks which of two is the later.
 """
 
 from __future__ import annotations
 
+import errno
 import json
+import logging
+import os
+import secrets
 import sqlite3
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from vedette.agent.adapters.blobs import storage_error
+from vedette.agent.adapters.images import image_of, image_on_disk, is_refusal, opened
 from vedette.agent.adapters.reserve import Reserve, again_when_full, is_disk_full
-from vedette.agent.domain.errors import DiskFull, StateError
+from vedette.agent.domain.errors import DiskFull, StateError, StateReadOnly
 from vedette.agent.domain.slots import SlotRecord
 from vedette.models.assignment import SlotAssignment
 from vedette.models.documents import time_text
 from vedette.models.errors import ModelsError
 from vedette.wire.values import SlotState
 
+logger = logging.getLogger(__name__)
+
+_UNCOUNTED_EPOCHS = 2**62  # from here on, up to the most of SQLite and of the protocol, 2**63 - 1
 _DROP_UNNAMED_RELEASES = (
     "DELETE FROM releases WHERE digest NOT IN (SELECT json_extract(build, '$.release') FROM"
     " (SELECT active AS build FROM slots UNION SELECT previous FROM slots UNION SELECT candidate FROM slots)"
@@ -106,21 +119,96 @@ class State:
     def __init__(self, path: Path, migrations: Sequence[Migration] = (), *, max_pages: int | None = None) -> None:
         self.path = path
         self.reserve = Reserve(path)
-        self._connection = self._open(migrations, max_pages)
+        self._migrations = (*MIGRATIONS, *migrations)
+        self._max_pages = max_pages
+        self._image: bytes | None = None  # as of the last commit
+        self._epoch = 0
+        self._is_detached = False
+        try:
+            self._connection = self._open()
+            with self._translated():
+                self._image = image_of(self._connection)
+        except StateReadOnly as exc:
+            logger.warning("%s; the last good state is used", exc)
+            self._connection = self._copied()
 
     @again_when_full
-    def _open(self, migrations: Sequence[Migration], max_pages: int | None) -> sqlite3.Connection:
+    def _open(self) -> sqlite3.Connection:
         with self._translated():
+            _check_writable(self.path)
             self.path.touch(mode=0o600, exist_ok=True)
             connection = sqlite3.connect(self.path, timeout=5.0, isolation_level=None)
             try:
-                _configure(connection, max_pages)
-                for migration in (*MIGRATIONS, *migrations):
-                    _migrate(connection, migration)
+                _configure(connection, self._max_pages)
+                self._migrate(connection)
             except BaseException:
                 connection.close()
                 raise
         return connection
+
+    def _migrate(self, connection: sqlite3.Connection) -> None:
+        for migration in self._migrations:
+            _migrate(connection, migration)
+
+    # A disk that takes no writes
+
+    @property
+    def is_read_only(self) -> bool:
+        """Whether the disk took no writes when it was last tried."""
+        return self._is_detached
+
+    def look(self) -> bool:
+        """Try a disk that took no writes; return whether it takes some. Raises nothing."""
+        try:
+            self._attach()
+            if os.statvfs(self.path.parent).f_flag & os.ST_RDONLY:
+                self._detach()
+        except (OSError, DiskFull, StateError) as exc:
+            logger.debug("%s", exc)
+        return not self._is_detached
+
+    def _copied(self) -> sqlite3.Connection:
+        """Return the database of the disk in memory; an empty one when the disk has none."""
+        with self._translated():
+            connection = opened(image_on_disk(self.path))
+            connection.row_factory = sqlite3.Row
+            connection.execute(_MIGRATIONS_TABLE)
+            self._migrate(connection)
+            self._image = image_of(connection)
+        self._is_detached = True
+        return connection
+
+    def _detach(self) -> None:
+        """Go on with the image in memory."""
+        if self._image is None or self._is_detached:
+            return
+        with suppress(sqlite3.Error):
+            self._connection.close()
+        self._connection = opened(self._image)
+        self._connection.row_factory = sqlite3.Row
+        self._is_detached = True
+
+    def _attach(self) -> None:
+        """Go back to the disk if it was left.
+
+        Raises:
+            StateReadOnly: It takes no writes yet.
+            StateError, DiskFull: It fails otherwise.
+        """
+        if not self._is_detached:
+            return
+        connection = self._open()
+        try:
+            with self._translated():
+                if image_of(connection) != self._image:  # a file system that was mended may have lost the last commits
+                    self._connection.backup(connection)
+                    _configure(connection, self._max_pages)
+        except BaseException:
+            connection.close()
+            raise
+        self._connection.close()
+        self._connection, self._is_detached = connection, False
+        logger.warning("the disk of %s takes writes again", self.path)
 
     def close(self) -> None:
         """Close the file. Closing twice is harmless."""
@@ -132,14 +220,32 @@ class State:
 
         Raises:
             DiskFull: There is no room to write.
+            StateReadOnly: The disk takes no writes.
             StateError: SQLite failed otherwise.
         """
-        with self._translated(), _transaction(self._connection) as connection:
-            yield connection
+        self._attach()
+        try:
+            with self._translated(), _transaction(self._connection) as connection:
+                yield connection
+                image = image_of(connection)
+        except StateReadOnly:
+            self._detach()
+            raise
+        self._image = image
+
+    def begin_boot(self) -> int:
+        """Return the boot epoch of one more start of the agent; it never repeats.
+
+        It is counted from 1; where that cannot be stored it is drawn from 2**62 numbers that no count reaches.
+        """
+        try:
+            self._epoch = self._count_boot()
+        except StateReadOnly:
+            self._epoch = _UNCOUNTED_EPOCHS + secrets.randbelow(_UNCOUNTED_EPOCHS)
+        return self._epoch
 
     @again_when_full
-    def begin_boot(self) -> int:
-        """Count one more start of the agent and return the boot epoch, from 1. It never repeats."""
+    def _count_boot(self) -> int:
         with self.transaction() as connection:
             epoch = int(_fact(connection, "boot_epoch", 0)) + 1
             _set_fact(connection, "boot_epoch", epoch)
@@ -147,8 +253,8 @@ class State:
 
     @property
     def boot_epoch(self) -> int:
-        """The number of the newest start; 0 before the first."""
-        return int(self._read_fact("boot_epoch", 0))
+        """The number of this start, else of the newest one counted; 0 before the first."""
+        return self._epoch or int(self._read_fact("boot_epoch", 0))
 
     @property
     def time_floor(self) -> datetime | None:
@@ -216,8 +322,7 @@ class State:
     @property
     def slots(self) -> dict[str, SlotRecord]:
         """Every slot that ever had a build, by name."""
-        with self._translated():
-            rows = self._connection.execute("SELECT * FROM slots ORDER BY slot").fetchall()
+        rows = self._rows("SELECT * FROM slots ORDER BY slot")
         return {row["slot"]: _record(row) for row in rows}
 
     def slot(self, name: str) -> SlotRecord:
@@ -258,18 +363,25 @@ class State:
     @property
     def quarantine(self) -> dict[str, Quarantined]:
         """Builds that this appliance will not try again, by digest."""
-        with self._translated():
-            rows = self._connection.execute("SELECT build, reason, since FROM quarantine ORDER BY build").fetchall()
+        rows = self._rows("SELECT build, reason, since FROM quarantine ORDER BY build")
         return {r["build"]: Quarantined(r["build"], r["reason"], datetime.fromisoformat(r["since"])) for r in rows}
 
     def _read_fact(self, name: str, default: Any) -> Any:
-        with self._translated():
-            return _fact(self._connection, name, default)
+        row = self._one("SELECT value FROM facts WHERE name = ?", name)
+        return default if row is None else row["value"]
 
     def _one(self, query: str, *values: Any) -> sqlite3.Row | None:
-        with self._translated():
-            row: sqlite3.Row | None = self._connection.execute(query, values).fetchone()
-        return row
+        return next(iter(self._rows(query, *values)), None)
+
+    def _rows(self, query: str, *values: Any) -> list[sqlite3.Row]:
+        try:
+            with self._translated():
+                return self._connection.execute(query, values).fetchall()
+        except StateReadOnly:
+            if self._is_detached:
+                raise
+            self._detach()
+            return self._rows(query, *values)
 
     @contextmanager
     def _translated(self) -> Iterator[None]:
@@ -279,9 +391,23 @@ class State:
             if is_disk_full(exc, self.path.parent):
                 raise DiskFull(f"no room to store the agent's state in {self.path}: {exc}") from exc
             name = getattr(exc, "sqlite_errorname", type(exc).__name__)
+            if is_refusal(exc, was_open=self._image is not None):
+                raise StateReadOnly(
+                    f"the disk of the agent's state {self.path} takes no writes ({name}: {exc}); "
+                    "mount it writable, or replace it"
+                ) from exc
             raise StateError(f"the agent's state {self.path} failed: {name}: {exc}") from exc
         except OSError as exc:
             raise storage_error(exc, self.path) from exc
+
+
+_MIGRATIONS_TABLE = "CREATE TABLE IF NOT EXISTS migrations (name TEXT PRIMARY KEY, applied TEXT NOT NULL)"
+
+
+def _check_writable(path: Path) -> None:
+    """Raise the error of a read-only disk before SQLite looks: it opens one that has no log without a word."""
+    if os.statvfs(path.parent).f_flag & os.ST_RDONLY:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
 
 
 def _configure(connection: sqlite3.Connection, max_pages: int | None) -> None:
@@ -291,7 +417,7 @@ def _configure(connection: sqlite3.Connection, max_pages: int | None) -> None:
     connection.execute("PRAGMA synchronous = FULL")
     if max_pages is not None:
         connection.execute(f"PRAGMA max_page_count = {int(max_pages)}")
-    connection.execute("CREATE TABLE IF NOT EXISTS migrations (name TEXT PRIMARY KEY, applied TEXT NOT NULL)")
+    connection.execute(_MIGRATIONS_TABLE)
 
 
 def _migrate(connection: sqlite3.Connection, migration: Migration) -> None:

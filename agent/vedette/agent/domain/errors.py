@@ -13,6 +13,10 @@ class StateError(AgentError):
     """The state database cannot be read or written: the operator must look at the disk."""
 
 
+class StateReadOnly(StateError):
+    """The disk of the state takes no writes, for it is read-only or failing: the operator must mend or replace it."""
+
+
 class DiskFull(AgentError):
     """No space, or no quota, is left for a file of the agent: the operator must free some."""
 
