@@ -64,6 +64,22 @@ def test_state_is_read_refuses_to_change_and_goes_on_when_the_disk_is_mended(
         assert state.begin_boot() == 2
 
 
+def test_a_mount_point_without_its_disk_is_not_taken_for_it(disk: FailingDisk) -> None:
+    with (
+        opened_state(disk) as state,
+        closing(Spool(disk.folder / "spool.db", 1 << 20, boot_epoch=4)) as spool,
+    ):
+        state.accept(FIRST)
+        disk.remount("abort")
+        assert not _stored(state)
+        spool.append([window()])
+        disk.unmount()
+        assert not state.look()
+        spool.append([window()])
+        assert list(disk.folder.iterdir()) == []
+        disk.mount()
+
+
 def test_reading_finds_a_failed_disk_too(disk: FailingDisk) -> None:
     with opened_state(disk) as state:
         state.accept(FIRST)

@@ -32,6 +32,7 @@ class Reserve:
     """The reserve of one database file."""
 
     def __init__(self, database: Path) -> None:
+        self._database = database
         self._path = database.with_name(database.name + ".reserve")
 
     @property
@@ -41,6 +42,8 @@ class Reserve:
 
     def take(self) -> None:
         """Keep the room if the disk has twice as much: it is not taken back from what it was given up for."""
+        if not self._database.exists():  # in memory, or on a disk that is not mounted
+            return
         if free_bytes(self._path.parent) < 2 * RESERVE_BYTES:
             return
         try:

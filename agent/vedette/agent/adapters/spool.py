@@ -80,6 +80,7 @@ class Spool:
         self._bytes = 0
         self._connection: sqlite3.Connection | None = None
         self._is_detached = False
+        self._had_file = path.exists()
         try:
             self._open()
         except StateReadOnly as exc:
@@ -191,8 +192,8 @@ class Spool:
     def _attach(self) -> None:
         """Bring what waits in memory back to the disk, if it takes writes again."""
         memory = self._connection
-        if not self._is_detached or memory is None:
-            return
+        if not self._is_detached or memory is None or (self._had_file and not self._path.exists()):
+            return  # a file that is gone lies on a disk that is not mounted
         waiting = [_Stored(*row) for row in memory.execute(_OLDEST).fetchall()]
         in_memory, self._connection, self._is_detached = self._bytes, None, False
         try:
@@ -265,6 +266,7 @@ class Spool:
                 logger.warning("%s; telemetry that waited in it is lost", exc)
                 self._clear_away()
                 self._connection, self._bytes = _connect(self._path)
+            self._had_file = True
         return self._connection
 
     def _clear_away(self) -> None:

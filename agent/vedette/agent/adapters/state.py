@@ -124,8 +124,10 @@ class State:
         self._image: bytes | None = None  # as of the last commit
         self._epoch = 0
         self._is_detached = False
+        self._had_file = path.exists()
         try:
             self._connection = self._open()
+            self._had_file = True
             with self._translated():
                 self._image = image_of(self._connection)
         except StateReadOnly as exc:
@@ -197,6 +199,9 @@ class State:
         """
         if not self._is_detached:
             return
+        if self._had_file and not self.path.exists():
+            # A mount point without its disk takes writes, too, and would hide them when the disk comes back.
+            raise StateReadOnly(f"{self.path} is gone: mount its disk, or restart the agent to begin on an empty one")
         connection = self._open()
         try:
             with self._translated():
@@ -207,7 +212,7 @@ class State:
             connection.close()
             raise
         self._connection.close()
-        self._connection, self._is_detached = connection, False
+        self._connection, self._is_detached, self._had_file = connection, False, True
         logger.warning("the disk of %s takes writes again", self.path)
 
     def close(self) -> None:
