@@ -87,7 +87,7 @@ def _usage(verb: Verb) -> str:
 
 
 def _in_usage(flag: Flag) -> str:
-    text = f"`{flag.names[-1]}` *{flag.value}*" if flag.value else f"`{flag.names[-1]}`"
+    text = f"`{flag.names[-1]}` *{flag.value}*" if flag.value else "|".join(f"`{name}`" for name in flag.names)
     text = text if flag.is_required else f"[{text}]"
     return f"{text}..." if flag.is_repeatable else text
 

@@ -37,7 +37,15 @@ def _quoted() -> list[str]:
 
 
 COMMANDS = {"enroll", "init", "vedette", "vedette agent ls", "vedette rollout show", "vedette-controller check"}
-COMMANDS |= {"--config", "vedette run show", "vedette telemetry", "/", "flows", "silent"}
+COMMANDS |= {
+    "systemctl list-timers vedette-backup.timer",
+    "--config",
+    "vedette run show",
+    "vedette telemetry",
+    "/",
+    "flows",
+    "silent",
+}
 
 
 def _is_told(quote: str) -> bool:
