@@ -108,6 +108,11 @@ class Host:
         self.volumes[path] = volume
         return volume
 
+    def configure(self, program: str, settings: str) -> None:
+        """Replace ``/etc/vedette/PROGRAM.toml`` before it boots; empty keeps what is there."""
+        if settings:
+            (self.root / f"etc/vedette/{program}.toml").write_text(settings)
+
     # Life and death
 
     def boot(self) -> None:
@@ -212,6 +217,11 @@ class Host:
         """Return the journal's entries as it stores them, of one unit or all, of all boots."""
         words = ["journalctl", "--no-pager", "--output=json", *([f"--unit={unit}"] if unit else [])]
         return [json.loads(line) for line in self.run(words).out.splitlines()]
+
+    def told(self, unit: str) -> list[str]:
+        """Return the journal's messages of a unit since the last boot, oldest first."""
+        entries = self.journal(unit)
+        return [entry["MESSAGE"] for entry in entries if entry["_BOOT_ID"] == entries[-1]["_BOOT_ID"]]
 
     def log(self, unit: str = "") -> str:
         """Return the journal as a person reads it."""

@@ -36,6 +36,8 @@ VERDICTS = "/var/log/vedette/verdicts.jsonl"
 ADMIN = f"{CONTROLLER_STATE}/admin.toml"
 COLLECTOR_PORT = 2055
 SLOT = "flow-threat"
+BRISK = '[link]\nretry_cap_s = 2\n[telemetry]\ninterval_s = 1\n[sink.json]\nemit = "all"\n'
+"""Settings of an agent that tries again soon, reports often and writes a verdict for each flow that was scored."""
 
 _INSTALL_S = 300
 _CONNECT_S = 60
@@ -83,14 +85,16 @@ class Lab:
         """Return a host on which packages were installed, and never run; not booted."""
         return self._add(name, installed(*packages), is_read_only=is_read_only)
 
-    def controller(self, name: str = "ctl", *, volume: str = "") -> Host:
+    def controller(self, name: str = "ctl", *, volume: str = "", settings: str = "") -> Host:
         """Return a controller that serves, with root logged in on it.
 
         Args:
             name: Its host name, which agents reach it by.
             volume: Size of a disk of its own for its data, such as ``256M``; empty is none.
+            settings: Its ``controller.toml``; empty is the packaged one.
         """
         host = self.with_package(name, self.packages.controller)
+        host.configure("controller", settings)
         if volume:
             host.add_volume(CONTROLLER_STATE, volume)
         host.boot()
@@ -104,7 +108,13 @@ class Lab:
         host.run(["vedette", "login", ADMIN])
 
     def agent(
-        self, name: str, *, labels: Mapping[str, str] | None = None, volume: str = "", is_read_only: bool = False
+        self,
+        name: str,
+        *,
+        labels: Mapping[str, str] | None = None,
+        volume: str = "",
+        is_read_only: bool = False,
+        settings: str = "",
     ) -> Host:
         """Return an agent that is enrolled at the lab's controller and connected.
 
@@ -113,8 +123,10 @@ class Lab:
             labels: What its token gives it.
             volume: Size of a disk of its own for its state, such as ``64M``; empty is none.
             is_read_only: Whether its ``/`` is read-only; state and logs get volumes then.
+            settings: Its ``agent.toml``; empty is the packaged one.
         """
         host = self.with_package(name, self.packages.agent, is_read_only=is_read_only)
+        host.configure("agent", settings)
         if volume or is_read_only:
             host.add_volume(AGENT_STATE, volume or "64M")
         if is_read_only:
@@ -208,6 +220,10 @@ class Lab:
         """Return the verdicts that an agent has written to its file."""
         lines = agent.read(VERDICTS).splitlines()
         return [json.loads(line) for line in lines]
+
+    def rows_counted(self, agent: Host) -> int:
+        """Return how many rows of an agent's models the controller has counted."""
+        return sum(told["rows"] for told in self.ask("telemetry query") if told["agent"] == agent.name)
 
     # The end
 
