@@ -52,6 +52,7 @@ MIGRATIONS: tuple[Migration, ...] = (
 _LONGEST_IMPORT_S = 3600.0
 _LONGEST_LOOK_S = 60.0
 _ORPHAN_LIFE = timedelta(days=1)
+_GRACE_AFTER_RESTORE = timedelta(days=7)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,14 +100,17 @@ def furnish(
     blobs = BlobStore(settings.data_dir / BLOBS)
     versions = registry.RegistryStore(database, keys.release)
     tables = datasets.DatasetStore(database)
-    _collect(blobs, versions, tables, clock)
+    restore = restores.RestoreStore(database).newest()
+    _collect(blobs, versions, tables, clock, restore)
     fleet = Fleet(
         runner=database,
         store=agents.AgentStore(database),
         releases=versions,
         key=keys.assignment,
         clock=clock,
-        settings=FleetSettings(status_interval_s=settings.status_interval_s),
+        settings=FleetSettings(
+            status_interval_s=settings.status_interval_s, restored_backup=restore.made if restore else None
+        ),
     )
     measured = Telemetry(
         runner=database,
@@ -184,8 +188,19 @@ def furnish(
     )
 
 
-def _collect(blobs: BlobStore, versions: registry.RegistryStore, data: datasets.DatasetStore, clock: Clock) -> None:
-    """Remove blobs of imports and versions that a crash kept from being stored."""
+def _collect(
+    blobs: BlobStore,
+    versions: registry.RegistryStore,
+    data: datasets.DatasetStore,
+    clock: Clock,
+    restore: restores.Restore | None,
+) -> None:
+    """Remove blobs of imports and versions that a crash kept from being stored.
+
+    None for a while after a restore: a newer backup may still follow, and names what the older one does not.
+    """
+    if restore and abs(clock.now() - restore.restored) < _GRACE_AFTER_RESTORE:
+        return
     try:
         keep = versions.named_blobs() | data.named_blobs()
         removed = blobs.collect(keep, older_than=(clock.now() - _ORPHAN_LIFE).timestamp())

@@ -135,7 +135,8 @@ def test_what_stands_for_an_agent_is_newer_than_what_decided_about_it(store: Sql
     for number, name in ((1, "flow-threat:1"), (2, "flow-threat:2"), (3, "flow-threat:3")):
         store.save(_numbered(world.it, number, version=name, selector=f"n{number}"), None)
     store.save(_numbered(done, 4, selector="running"), None)
-    assert store.standing_for("stranger") == [Standing(MODEL, f"flow-threat:{n}", f"n{n}") for n in (3, 2, 1)]
+    standing = store.standing_for("stranger")
+    assert standing == [Standing(MODEL, f"flow-threat:{n}", f"n{n}", world.it.ended) for n in (3, 2, 1)]
     assert store.standing_for("0") == []
 
 

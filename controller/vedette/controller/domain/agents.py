@@ -14,7 +14,17 @@ from datetime import datetime
 from vedette.controller.domain.errors import InvalidInput
 from vedette.controller.domain.selector import attributes_of
 from vedette.models.assignment import SlotAssignment
-from vedette.wire.values import BuildRef, Facts, GenerationResult, Outcome, Severity, SlotState, SlotStatus, Status
+from vedette.wire.values import (
+    BuildRef,
+    Condition,
+    Facts,
+    GenerationResult,
+    Outcome,
+    Severity,
+    SlotState,
+    SlotStatus,
+    Status,
+)
 from vedette.wire.views import AgentSlot, AgentState
 
 _NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,61}[A-Za-z0-9])?")
@@ -38,6 +48,8 @@ class AgentRecord:
     desired_sequence: int = 0  # of the newest assignment issued; 0 when none was
     slots: Mapping[str, SlotAssignment] = field(default_factory=dict)  # desired
     is_online: bool = False
+    moved_on: datetime | None = None  # when it was found to have moved on after the backup that was restored
+    held: tuple[str, ...] = ()  # what it runs that is not known here since; nothing is asked of it meanwhile
 
     @property
     def attributes(self) -> dict[str, str]:
@@ -53,9 +65,25 @@ def state_of(agent: AgentRecord) -> AgentState:
         return AgentState.ENROLLED
     if not agent.is_online or agent.status is None:
         return AgentState.SILENT
-    if has_failed(agent) or any(condition.severity is Severity.ERROR for condition in agent.status.conditions):
+    if (
+        agent.held
+        or has_failed(agent)
+        or any(condition.severity is Severity.ERROR for condition in agent.status.conditions)
+    ):
         return AgentState.DEGRADED
     return AgentState.BEHIND if agent.status.running_sequence < agent.desired_sequence else AgentState.HEALTHY
+
+
+def held_condition(agent: AgentRecord) -> Condition | None:
+    """Return what an operator must know of an agent that is held, None when it is not."""
+    if not agent.held or agent.moved_on is None:
+        return None
+    running = ", ".join(item.partition(" ")[2] for item in agent.held)
+    text = (
+        f"held: it runs {running}, unknown here since an older backup was restored, and keeps it."
+        f" Restore a newer backup, or move it on: vedette rollout start MODEL:VERSION --to 'name={agent.name}'"
+    )
+    return Condition(code="held-after-restore", severity=Severity.WARNING, text=text, since=agent.moved_on)
 
 
 def has_failed(agent: AgentRecord) -> bool:

@@ -3,11 +3,15 @@
 Rules: an assignment is whole (all slots of one agent); its sequence only grows, and continues above any sequence the
 agent reports, so a restored controller is never refused for ever; it is stored before it is sent; only the newest is
 ever sent. The ports here are what the rollout engine stands on.
+
+After a restore of an older backup agents have moved on from what is stored here. What an agent runs then counts, not
+what was wanted of it when the backup was made: :func:`keep_running`. One that runs a version which is unknown here is
+held: nothing is sent to it until a person decides.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Protocol
@@ -15,7 +19,7 @@ from typing import Protocol
 from vedette.controller.domain.agents import AgentRecord
 from vedette.models.assignment import ASSIGNMENT_TYPE, Assignment, AtDeadline, SlotAssignment
 from vedette.models.signing import SigningKey, seal
-from vedette.wire.values import Facts, GenerationResult, Outcome, Status
+from vedette.wire.values import BuildRef, Facts, GenerationResult, Outcome, Status
 
 ASSIGNMENT_LIFE = timedelta(days=90)
 """How long a new assignment may be accepted; what runs is not stopped by it."""
@@ -91,6 +95,10 @@ class Releases(Protocol):
         """Return the signed envelope, or None when there is no such release. Runs in the database's thread."""
         ...
 
+    def release_of(self, running: BuildRef) -> str | None:
+        """Return the release that has a build, None when no version here has it. Runs in the database's thread."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class Issued:
@@ -123,6 +131,66 @@ class StoredAgent:
     slots: Mapping[str, SlotAssignment]
     newest: Issued | None
     reported_sequence: int
+    restored_sequence: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """What a restored controller wants of an agent that moved on after the backup: what it runs."""
+
+    slots: Mapping[str, SlotAssignment]  # of versions that are known here
+    unknown: tuple[str, ...] = ()  # ``SLOT MODEL:VERSION`` that it runs and that are not known here
+
+
+def has_moved_on(
+    newest: Issued | None, *, restored_sequence: int | None, applied_digest: str, highest_sequence: int
+) -> bool:
+    """Return whether an agent knows assignments that were issued after the backup of a restored controller.
+
+    Args:
+        newest: The assignment issued last here.
+        restored_sequence: The highest issued when the backup was made; None when nothing was restored, or the agent was
+            heard since. Then only a number never issued tells, as after a copy of the database put back by hand.
+        applied_digest: Of the assignment the agent applied.
+        highest_sequence: The highest it knows.
+    """
+    if newest is not None and newest.digest == applied_digest:
+        return False
+    if restored_sequence is not None:
+        return highest_sequence > restored_sequence
+    return newest is not None and highest_sequence > newest.sequence
+
+
+def keep_running(
+    wanted: Mapping[str, SlotAssignment], status: Status, release_of: Callable[[BuildRef], str | None]
+) -> Kept:
+    """Return what to want of an agent that moved on: what serves serves on, an empty slot gets what it was to get.
+
+    Args:
+        wanted: What was desired of it when the backup was made.
+        status: What it runs.
+        release_of: The release here that has a build, None when there is none.
+    """
+    slots, unknown = dict(wanted), []
+    for slot in status.slots:
+        if slot.active is None or _is(wanted.get(slot.slot), slot.active):
+            continue
+        slots.pop(slot.slot, None)
+        release = release_of(slot.active)
+        if release is None:
+            unknown.append(f"{slot.slot} {slot.active.model}:{slot.active.version}")
+        else:
+            active = slot.active
+            slots[slot.slot] = SlotAssignment(slot.slot, active.model, active.version, release, active.build)
+    return Kept(slots, tuple(unknown))
+
+
+def _is(wanted: SlotAssignment | None, active: BuildRef) -> bool:
+    return wanted is not None and (wanted.model, wanted.version, wanted.build) == (
+        active.model,
+        active.version,
+        active.build,
+    )
 
 
 def issue(

@@ -91,6 +91,7 @@ class Sighting:
     agent_id: str
     online: bool = False
     gone: bool = False  # revoked or removed
+    left: str = ""  # why the rollout has nothing more to say to it; empty while it has
     slot: SlotStatus | None = None
     attempted: int = 0  # number of the newest assignment it tried
     errors: Mapping[str, str] = field(default_factory=dict)  # conditions of severity error: code -> text
@@ -358,6 +359,7 @@ class Standing:
     model: str
     version: str
     selector: str
+    ended: datetime | None = None
 
 
 def owed(standing: Iterable[Standing], matches: Callable[[str], bool]) -> tuple[Standing, ...]:
@@ -377,10 +379,9 @@ def owed(standing: Iterable[Standing], matches: Callable[[str], bool]) -> tuple[
 def _seen(member: Member, sighting: Sighting, rollout: Rollout, now: datetime) -> Member:
     if member.state in _BAD or member.state is MemberState.SUPERSEDED:
         return member
-    if sighting.gone:
-        return replace(
-            member, state=MemberState.SUPERSEDED, reason="revoked or removed", pending=Pending.NOTHING, online=False
-        )
+    if sighting.gone or sighting.left:
+        why = sighting.left or "revoked or removed"
+        return replace(member, state=MemberState.SUPERSEDED, reason=why, pending=Pending.NOTHING, online=False)
     member = replace(member, online=sighting.online)
     target = _target(rollout, member)
     bad = _failure(member, sighting, target)
@@ -502,7 +503,7 @@ def _judged(rollout: Rollout, now: datetime) -> Rollout:
         verb = "refused it" if bad.state is MemberState.REFUSED else "failed"
         return _closed(rollout, RolloutState.STOPPED, f"{bad.name} {verb}: {bad.reason}", now)
     if all(member.state is MemberState.SUPERSEDED for member in rollout.members):
-        return _closed(rollout, RolloutState.STOPPED, "every agent of it was revoked or removed", now)
+        return _closed(rollout, RolloutState.STOPPED, "every agent of it was revoked or removed, or moved on", now)
     while rollout.state is RolloutState.RUNNING:
         after = _wave_judged(rollout, _current(rollout), now)
         if after is rollout:

@@ -21,9 +21,12 @@ from vedette.controller.domain.desired import (
     FleetObserver,
     Heard,
     Issued,
+    Kept,
     Releases,
     StoredAgent,
+    has_moved_on,
     issue,
+    keep_running,
     must_reissue_after,
     must_reissue_at_hello,
 )
@@ -69,6 +72,9 @@ class Agents(Protocol):
     def save_desired(self, agent_id: str, issued: Issued, at: datetime) -> None:
         """Keep a new assignment, and its slots as what is desired."""
 
+    def save_kept(self, agent_id: str, kept: Kept, status: Status, moved_on: datetime | None) -> None:
+        """Keep what is wanted of an agent that was heard after a restore, and the numbers it shows to be used."""
+
     def set_labels(self, agent_id: str, labels: Mapping[str, str]) -> None:
         """Replace an agent's labels."""
 
@@ -84,6 +90,7 @@ class _Entry:
     record: AgentRecord
     newest: Issued | None = None
     reported_sequence: int = 0
+    restored_sequence: int | None = None  # until the agent is heard after a restore: the highest issued before it
     session: Session | None = None
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)  # held while an assignment is made and stored
 
@@ -94,6 +101,7 @@ class FleetSettings:
 
     status_interval_s: int = 30  # at least this often an agent says how it stands
     write_interval_s: float = 1.0  # statuses of this long are written together
+    restored_backup: datetime | None = None  # when the backup was made that was restored last
 
 
 class Fleet:
@@ -127,7 +135,7 @@ class Fleet:
         for stored in await self._runner.run(self._store.load):
             sequence = stored.newest.sequence if stored.newest else 0
             record = replace(stored.record, slots=stored.slots, desired_sequence=sequence)
-            self._entries[record.id] = _Entry(record, stored.newest, stored.reported_sequence)
+            self._entries[record.id] = _Entry(record, stored.newest, stored.reported_sequence, stored.restored_sequence)
             self._ids[record.name] = record.id
 
     async def stop(self) -> None:
@@ -175,6 +183,8 @@ class Fleet:
         entry = self._entries.get(agent_id)
         if entry is None or entry.record.key_digest != key_digest:
             why = f"agent {agent_id[:80]} was removed, or enrolled with another controller"
+            if backup := self._settings.restored_backup:
+                why += f", or after {backup:%Y-%m-%d %H:%M} UTC: this one was restored from a backup of then"
             raise Unauthenticated("agent-unknown", "the controller does not know this agent", why, "enrol it again")
         if entry.record.revoked:
             raise _revoked(entry.record)
@@ -213,6 +223,8 @@ class Fleet:
     async def _catch_up(self, entry: _Entry, session: Session, hello: Hello) -> None:
         try:
             async with entry.lock:
+                if await self._is_held(entry, hello):
+                    return
                 newest = entry.newest
                 if newest is None or newest.digest == hello.applied_digest:
                     return
@@ -226,6 +238,40 @@ class Fleet:
                 session.offer(await self._desired_state(newest))
         except ControllerError as exc:  # a full disk, say: the agent serves on, and its status is still wanted
             logger.warning("agent %s gets no desired state: %s; %s", entry.record.name, exc.what, exc.why)
+
+    async def _is_held(self, entry: _Entry, hello: Hello) -> bool:
+        """Take in what an agent runs that moved on after a restored backup; return whether nothing may be sent to it.
+
+        The entry's lock is held.
+        """
+        moved_on = entry.record.held or has_moved_on(
+            entry.newest,
+            restored_sequence=entry.restored_sequence,
+            applied_digest=hello.applied_digest,
+            highest_sequence=entry.reported_sequence,
+        )
+        if not moved_on:
+            if entry.restored_sequence is not None:
+                await self._save_kept(entry, Kept(entry.record.slots), hello.status, entry.record.moved_on)
+            return False
+        running = (slot.active for slot in hello.status.slots)
+        known = {ref: await self._runner.run(self._releases.release_of, ref) for ref in running if ref}
+        kept = keep_running(entry.record.slots, hello.status, known.get)
+        has_changed = kept.unknown or kept.slots != entry.record.slots
+        newest = entry.newest.sequence if entry.newest else 0
+        logger.warning(
+            "agent %s knows assignment %d, the newest here is %d: an older backup was restored. Numbers go on above;"
+            " it keeps what it runs%s",
+            entry.record.name, entry.reported_sequence, newest,
+            f"; held, for it runs what is unknown here: {', '.join(kept.unknown)}" if kept.unknown else "",
+        )  # fmt: skip
+        await self._save_kept(entry, kept, hello.status, self._clock.now() if has_changed else entry.record.moved_on)
+        return bool(kept.unknown)
+
+    async def _save_kept(self, entry: _Entry, kept: Kept, status: Status, moved_on: datetime | None) -> None:
+        await self._runner.run(self._store.save_kept, entry.record.id, kept, status, moved_on)
+        entry.restored_sequence = None
+        entry.record = replace(entry.record, slots=kept.slots, held=kept.unknown, moved_on=moved_on)
 
     async def heard(self, session: Session, word: AgentWord) -> None:
         """Take in what an agent says on its stream; nothing that a replaced stream still says.
@@ -299,6 +345,7 @@ class Fleet:
             slots = entry.record.slots
             if entry.newest and slots.get(target.slot) == target:
                 return entry.newest.sequence
+            _check_not_held(entry.record, target.slot)
             if target.slot not in slots and len(slots) >= MAX_SLOTS:
                 why = f"it has {len(slots)}, limit {MAX_SLOTS}"
                 raise Refused("slots-full", f"agent {entry.record.name} has no free slot", why)
@@ -310,7 +357,8 @@ class Fleet:
         entry = self._desirable(agent_id)
         async with entry.lock:
             slots = entry.record.slots
-            if slot not in slots:
+            _check_not_held(entry.record, slot)
+            if slot not in slots and not entry.record.held:
                 return entry.newest.sequence if entry.newest else 0
             return (await self._issue(entry, {name: slots[name] for name in slots if name != slot})).sequence
 
@@ -329,7 +377,7 @@ class Fleet:
         issued = issue(entry.record.id, slots, above=above, now=now, key=self._key)
         await self._runner.run(self._store.save_desired, entry.record.id, issued, now)
         entry.newest = issued
-        entry.record = replace(entry.record, slots=dict(slots), desired_sequence=issued.sequence)
+        entry.record = replace(entry.record, slots=dict(slots), desired_sequence=issued.sequence, held=())
         if entry.session:
             entry.session.offer(await self._desired_state(issued))
         return issued
@@ -448,6 +496,14 @@ class Fleet:
 def _check_sequence(sequence: int) -> None:
     if sequence >= MAX_SEQUENCE:
         raise InvalidInput("sequence-invalid", "no assignment has this sequence", f"{sequence}, limit {MAX_SEQUENCE}")
+
+
+def _check_not_held(record: AgentRecord, slot: str) -> None:
+    """Check that an assignment with a decision for one slot would take nothing from an agent that is held."""
+    others = [item for item in record.held if item.partition(" ")[0] != slot]
+    if others:
+        why = f"it runs {', '.join(others)}, unknown here since an older backup was restored"
+        raise Refused("agent-held", f"agent {record.name} is held", why, "restore a newer backup")
 
 
 def _revoked(record: AgentRecord) -> Unauthenticated:

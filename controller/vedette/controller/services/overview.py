@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import timedelta
 
-from vedette.controller.domain.agents import AgentRecord, slots_view, state_of
+from vedette.controller.domain.agents import AgentRecord, held_condition, slots_view, state_of
 from vedette.controller.domain.errors import InvalidInput
 from vedette.controller.domain.telemetry import Pulse, Tally, fleet_rows
 from vedette.controller.services.fleet import Fleet
@@ -123,6 +123,7 @@ class FleetDesk:
     def _view(self, agent: AgentRecord) -> Agent:
         pulse = self._telemetry.pulse(agent.id) if agent.is_online else Pulse()  # nobody knows of a silent one
         totals = self._telemetry.totals(agent.id)
+        held = held_condition(agent)
         return Agent(
             id=agent.id,
             name=agent.name,
@@ -134,7 +135,7 @@ class FleetDesk:
             seen=agent.seen,
             desired_sequence=agent.desired_sequence,
             running_sequence=agent.status.running_sequence if agent.status else 0,
-            conditions=agent.status.conditions if agent.status else (),
+            conditions=(*((held,) if held else ()), *(agent.status.conditions if agent.status else ())),
             flows_per_s=pulse.rows_per_s,
             latency_p50_ms=pulse.latency_p50_ms,
             latency_p99_ms=pulse.latency_p99_ms,

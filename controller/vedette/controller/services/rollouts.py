@@ -333,7 +333,7 @@ class RolloutService:
                 agents = [member.agent_id for member in rollout.members]
                 seen = agents if self._look_at_all else [agent_id for agent_id in agents if agent_id in news]
                 timed = machine.shifted(rollout, stepped) if stepped else rollout
-                await self._keep(machine.tick(timed, await self._sightings(seen, rollout.model), now))
+                await self._keep(machine.tick(timed, await self._sightings(seen, rollout), now))
             self._look_at_all = False
 
     def _offset(self) -> float:
@@ -348,9 +348,10 @@ class RolloutService:
         logger.warning("the clock was set by %+.0f s; the waits of rollouts move along", offset - known)
         return timedelta(seconds=offset - known)
 
-    async def _sighting(self, agent_id: str, slot: str) -> Sighting:
+    async def _sighting(self, agent_id: str, rollout: Rollout) -> Sighting:
         try:
-            return _sighting(await self._fleet.agent(agent_id), slot)
+            agent = await self._fleet.agent(agent_id)
+            return replace(_sighting(agent, rollout.model), left=_why_left(agent, rollout))
         except NotFound:
             return Sighting(agent_id=agent_id, gone=True)
 
@@ -382,16 +383,23 @@ class RolloutService:
         impossible: dict[str, str] = {}
         for action in machine.pending_actions(rollout)[:_ACTIONS_AT_ONCE]:
             try:
+                await self._check_not_left(action.agent_id, rollout)
                 sequences[action.agent_id] = await self._perform(action)
             except (NotFound, Refused, InvalidInput) as exc:
                 impossible[action.agent_id] = f"{exc.what}: {exc.why}" if exc.why else exc.what
-        gone = [sighting for sighting in await self._sightings(impossible, rollout.model) if sighting.gone]
+        seen = await self._sightings(impossible, rollout)
+        gone = [sighting for sighting in seen if sighting.gone or sighting.left]
         now = self._clock.now()
         rollout = machine.tick(machine.performed(rollout, sequences), gone, now)
         await self._keep(machine.barred(rollout, impossible, now))
 
-    async def _sightings(self, agent_ids: Iterable[str], slot: str) -> list[Sighting]:
-        return [await self._sighting(agent_id, slot) for agent_id in agent_ids]
+    async def _sightings(self, agent_ids: Iterable[str], rollout: Rollout) -> list[Sighting]:
+        return [await self._sighting(agent_id, rollout) for agent_id in agent_ids]
+
+    async def _check_not_left(self, agent_id: str, rollout: Rollout) -> None:
+        why = _why_left(await self._fleet.agent(agent_id), rollout)
+        if why:
+            raise Refused("agent-held", f"rollout {rollout.id} no longer moves it", why)
 
     async def _perform(self, action: Action) -> int:
         if action.choice is None:
@@ -414,6 +422,8 @@ class RolloutService:
         if agent.revoked or self._newcomers.get(agent.id) == agent.attributes:
             return
         standing = await self._runner.run(self._store.standing_for, agent.id)
+        if moved_on := agent.moved_on:  # what it runs since is newer than what succeeded before
+            standing = [item for item in standing if item.ended and item.ended > moved_on]
         for item in machine.owed(standing, lambda text: Selector.parse(text).matches(agent.attributes)):
             await self._assign_standing(agent, item)
         self._newcomers[agent.id] = agent.attributes
@@ -430,6 +440,13 @@ class RolloutService:
             logger.info("agent %s came later and gets %s", agent.name, item.version)
         except (NotFound, Refused) as exc:
             logger.warning("agent %s should run %s: %s; %s", agent.name, item.version, exc.what, exc.why)
+
+
+def _why_left(agent: AgentRecord, rollout: Rollout) -> str:
+    """Return why a rollout of before a restore leaves an agent alone, empty when it does not."""
+    if agent.moved_on is None or agent.moved_on <= rollout.started:
+        return ""
+    return "it moved on after the backup that was restored, and keeps what it runs"
 
 
 def _candidate(agent: AgentRecord, slot: str) -> Candidate:

@@ -5,18 +5,20 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
 from vedette.controller.adapters.sqlite.database import Database, script
+from vedette.controller.adapters.sqlite.floors import MIGRATIONS as FLOORS
+from vedette.controller.adapters.sqlite.floors import raise_floor, version_kind
 from vedette.controller.adapters.sqlite.rows import json_column, time_column, time_of
 from vedette.controller.domain.agents import AgentRecord
-from vedette.controller.domain.desired import Heard, Issued, StoredAgent
+from vedette.controller.domain.desired import Heard, Issued, Kept, StoredAgent
 from vedette.models.assignment import SlotAssignment
 from vedette.wire import convert
 from vedette.wire.v1 import fleet_pb2
-from vedette.wire.values import GenerationResult
+from vedette.wire.values import GenerationResult, Status
 
 MIGRATIONS = (
     script(
@@ -62,8 +64,10 @@ MIGRATIONS = (
         """
         ALTER TABLE agents ADD COLUMN restored_sequence INTEGER;
         ALTER TABLE agents ADD COLUMN moved_on TEXT;
+        ALTER TABLE agents ADD COLUMN held TEXT NOT NULL DEFAULT '[]';
         """,
     ),
+    *FLOORS,
 )
 
 KEPT_ASSIGNMENTS = 32
@@ -113,16 +117,25 @@ class AgentStore:
                     time_column(issued.not_after),
                 ),
             )
-            connection.execute("DELETE FROM desired_slots WHERE agent_id = ?", (agent_id,))
-            connection.executemany(
-                "INSERT INTO desired_slots VALUES (?, ?, ?, ?, ?, ?)",
-                [(agent_id, s.slot, s.model, s.version, s.release, s.build) for s in issued.slots],
-            )
+            _replace_slots(connection, agent_id, issued.slots)
+            connection.execute("UPDATE agents SET held = '[]' WHERE id = ?", (agent_id,))
             connection.execute(
                 "DELETE FROM assignments WHERE agent_id = ? AND sequence <= (SELECT sequence FROM assignments "
                 "WHERE agent_id = ? ORDER BY sequence DESC LIMIT 1 OFFSET ?)",
                 (agent_id, agent_id, KEPT_ASSIGNMENTS),
             )
+
+    def save_kept(self, agent_id: str, kept: Kept, status: Status, moved_on: datetime | None) -> None:
+        """Keep what is wanted of an agent that was heard after a restore, and the numbers it shows to be used."""
+        refs = [ref for slot in status.slots for ref in (slot.active, slot.previous, slot.candidate) if ref]
+        with self._database.transaction() as connection:
+            _replace_slots(connection, agent_id, kept.slots.values())
+            connection.execute(
+                "UPDATE agents SET restored_sequence = NULL, held = ?, moved_on = ? WHERE id = ?",
+                (json.dumps(kept.unknown), time_column(moved_on), agent_id),
+            )
+            for ref in refs:
+                raise_floor(connection, version_kind(ref.model), ref.version)
 
     def set_labels(self, agent_id: str, labels: Mapping[str, str]) -> None:
         """Replace an agent's labels."""
@@ -140,6 +153,14 @@ class AgentStore:
         """Forget an agent and all that is kept of it."""
         with self._database.transaction() as connection:
             connection.execute("DELETE FROM agents WHERE id = ?", (agent_id,))
+
+
+def _replace_slots(connection: sqlite3.Connection, agent_id: str, slots: Iterable[SlotAssignment]) -> None:
+    connection.execute("DELETE FROM desired_slots WHERE agent_id = ?", (agent_id,))
+    connection.executemany(
+        "INSERT INTO desired_slots VALUES (?, ?, ?, ?, ?, ?)",
+        [(agent_id, s.slot, s.model, s.version, s.release, s.build) for s in slots],
+    )
 
 
 def insert_agent(connection: sqlite3.Connection, agent: AgentRecord, certificate: bytes) -> None:
@@ -206,6 +227,8 @@ def record_of(row: sqlite3.Row) -> AgentRecord:
         enrolled=datetime.fromisoformat(row["enrolled"]),
         seen=time_of(row["seen"]),
         revoked=time_of(row["revoked"]),
+        moved_on=time_of(row["moved_on"]),
+        held=tuple(json.loads(row["held"])),
         address=row["address"],
         status=convert.STATUS.from_wire(fleet_pb2.Status.FromString(status)) if status is not None else None,
         result=convert.RESULT.from_wire(fleet_pb2.GenerationResult.FromString(result)) if result is not None else None,
@@ -213,4 +236,4 @@ def record_of(row: sqlite3.Row) -> AgentRecord:
 
 
 def _stored(row: sqlite3.Row, slots: Mapping[str, SlotAssignment], newest: Issued | None) -> StoredAgent:
-    return StoredAgent(record_of(row), dict(slots), newest, row["reported_sequence"])
+    return StoredAgent(record_of(row), dict(slots), newest, row["reported_sequence"], row["restored_sequence"])

@@ -17,6 +17,14 @@ def version_kind(model: str) -> str:
     return f"version:{model}"
 
 
+def raise_floor(connection: sqlite3.Connection, kind: str, used: int) -> None:
+    """Write down that a number of a kind is used, and every lower one."""
+    connection.execute(
+        "INSERT INTO number_floors VALUES (?, ?) ON CONFLICT (kind) DO UPDATE SET used = max(used, excluded.used)",
+        (kind, used),
+    )
+
+
 def used_number(connection: sqlite3.Connection, kind: str) -> int:
     """Return the highest number of a kind that is known to be used, 0 when none."""
     row = connection.execute("SELECT used FROM number_floors WHERE kind = ?", (kind,)).fetchone()

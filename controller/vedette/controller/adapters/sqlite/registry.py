@@ -17,6 +17,7 @@ from vedette.controller.domain.registry import Draft, parse_version_name, view
 from vedette.models.documents import DocumentError
 from vedette.models.release import RELEASE_TYPE, Release
 from vedette.models.signing import SignatureError, SigningKey, seal, signers, unseal
+from vedette.wire.values import BuildRef
 from vedette.wire.views import Version
 
 MIGRATIONS: tuple[Migration, ...] = (
@@ -96,6 +97,16 @@ class RegistryStore:
         with self._database.transaction() as connection:
             row = connection.execute("SELECT envelope FROM versions WHERE digest = ?", (release_digest,)).fetchone()
         return None if row is None else bytes(row["envelope"])
+
+    def release_of(self, running: BuildRef) -> str | None:
+        """Return the digest of the release that has a build, None when no version here has it."""
+        with self._database.transaction() as connection:
+            row = connection.execute(
+                "SELECT * FROM versions WHERE model = ? AND number = ?", (running.model, running.version)
+            ).fetchone()
+            if row is None or running.build not in {build.digest for build in self._proven(row).builds}:
+                return None
+            return str(row["digest"])
 
     def versions(self, model: str = "") -> tuple[Version, ...]:
         """Return the versions of a model, or of all, newest first within each.

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from vedette.controller.adapters.sqlite.database import Database, script
-from vedette.controller.adapters.sqlite.floors import ROLLOUT, version_kind
+from vedette.controller.adapters.sqlite.floors import ROLLOUT, raise_floor, version_kind
 from vedette.controller.adapters.sqlite.rows import time_column
 
 MIGRATIONS = (
@@ -113,9 +113,7 @@ def _keep_numbers(connection: sqlite3.Connection, here: Known, lost: Known | Non
     used = {ROLLOUT: max(here.rollout, lost.rollout) + leap}
     for model in here.versions | lost.versions:
         used[version_kind(model)] = max(here.versions.get(model, 0), lost.versions.get(model, 0)) + leap
-    connection.executemany(
-        "INSERT INTO number_floors VALUES (?, ?) ON CONFLICT (kind) DO UPDATE SET used = max(used, excluded.used)",
-        list(used.items()),
-    )
+    for kind, number in used.items():
+        raise_floor(connection, kind, number)
     connection.execute("DELETE FROM sqlite_sequence WHERE name = 'runs'")
     connection.execute("INSERT INTO sqlite_sequence VALUES ('runs', ?)", (max(here.run, lost.run) + leap,))

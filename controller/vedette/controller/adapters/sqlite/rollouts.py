@@ -102,7 +102,7 @@ class SqliteRollouts:
     def standing_for(self, agent_id: str) -> list[Standing]:
         """Return, newest first, the successes younger than any rollout of the same model that had the agent."""
         query = """
-            SELECT model, version, selector FROM rollouts AS done
+            SELECT model, version, selector, ended FROM rollouts AS done
             WHERE state = ? AND id > COALESCE((
                 SELECT MAX(other.id) FROM rollout_members AS member JOIN rollouts AS other ON other.id = member.rollout
                 WHERE member.agent_id = ? AND other.model = done.model), 0)
@@ -110,7 +110,7 @@ class SqliteRollouts:
         """
         with self._database.transaction() as connection:
             rows = connection.execute(query, (RolloutState.SUCCEEDED, agent_id)).fetchall()
-        return [Standing(row["model"], row["version"], row["selector"]) for row in rows]
+        return [Standing(row["model"], row["version"], row["selector"], _time(row["ended"])) for row in rows]
 
 
 def _save_head(connection: sqlite3.Connection, rollout: Rollout) -> None:
