@@ -24,6 +24,7 @@ from typing import Any
 
 from vedette.agent.adapters.artifacts import Downloads
 from vedette.agent.adapters.blobs import storage_error
+from vedette.agent.adapters.cgroups import admission
 from vedette.agent.adapters.clock import SystemClock
 from vedette.agent.adapters.collector import Collector, CollectorFailed
 from vedette.agent.adapters.facts import host_facts
@@ -150,7 +151,9 @@ class Agent:
         self._identity: Identity | None = None
         boot_epoch = self._state.begin_boot()
         self._spool = Spool(settings.state_dir / "spool.db", settings.telemetry.spool_bytes, boot_epoch)
-        worker = WorkerSettings(threads=settings.budget.threads, memory_bytes=settings.budget.memory_bytes)
+        budget = settings.budget
+        admit = admission(budget.memory_bytes)
+        worker = WorkerSettings(threads=budget.threads, memory_bytes=budget.memory_bytes, admit=admit)
         self._serving = Serving(
             self._state, settings.state_dir / "blobs", ServingSettings(worker=worker), self._clock, self._slot_event
         )

@@ -94,6 +94,7 @@ class WorkerSettings:
     test_deadline_s: float = 10.0  # of a batch of golden samples, before anything is known of the model's pace
     load_timeout_s: float = 60.0
     arena: bool = False  # off saves 3 to 9 MB
+    admit: Callable[[int], None] = lambda pid: None  # puts a new process in its place; must not raise
     spin_us: int = 100  # both sides look so long for the other's word before they sleep; 0 on a single core
 
     def __post_init__(self) -> None:
@@ -252,6 +253,7 @@ class Worker:
                 cwd=workdir,
                 env=_environment(),
             )
+        self._settings.admit(self._process.pid)
 
     def _setup(self) -> bytes:
         settings = self._settings
