@@ -138,14 +138,14 @@ class Disk:
     """The folder that a log is about, empty at first and durable itself.
 
     Args:
-        unrecorded: Names directly in it under which processes without the shim write too; what the log cannot know of
+        unrecorded: Paths below it under which processes without the shim write too; what the log cannot know of
             is passed over there, and nowhere else.
     """
 
     def __init__(self, unrecorded: Sequence[str] = ()) -> None:
         self._root = _Inode(_FOLDER_MODE)
         self._files: dict[int, _Inode] = {}
-        self._unrecorded = frozenset(unrecorded)
+        self._unrecorded = tuple(f"{path}/" for path in unrecorded)
         self._names = [_flat(self._root, _live_entries)]  # after each change of a name since the last sync of anything
 
     def apply(self, record: Record) -> None:
@@ -157,7 +157,7 @@ class Disk:
         try:
             _APPLY[record.op](self, record)
         except KeyError as exc:
-            if record.path.partition("/")[0] not in self._unrecorded:
+            if not record.path.startswith(self._unrecorded):
                 raise LogBroken(f"{record.op.name} of {record.path}: nothing made {exc}") from exc
 
     # What happened

@@ -238,6 +238,17 @@ class BlobWriter:
             logger.debug("closing %s after a failed write", self._path, exc_info=True)
 
 
+def make_folder(folder: Path) -> None:
+    """Make a folder for the owner alone, with those above it, so that what is stored in it survives a power cut.
+
+    A file that is synced in a folder whose own name is not can go with the folder.
+    """
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    for path in reversed(missing):
+        path.mkdir(mode=0o700, exist_ok=True)
+        sync_folder(path.parent)
+
+
 def sync_folder(folder: Path) -> None:
     """Make the names in a folder durable: after a power cut ext4 may otherwise still show the old ones."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)

@@ -11,7 +11,7 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from vedette.controller.adapters.blobs import BlobStore, sync_folder
+from vedette.controller.adapters.blobs import BlobStore, make_folder, sync_folder
 from vedette.controller.adapters.clock import SystemClock
 from vedette.controller.adapters.keys import create_keys, write_file
 from vedette.controller.adapters.pki import identity_of
@@ -113,7 +113,7 @@ def _check_initialised(data_dir: Path, remedy: str) -> None:
 
 
 def _claim(data_dir: Path) -> None:
-    data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    make_folder(data_dir)
     present = sorted(path.name for path in data_dir.iterdir() if path.name != _VOLUMES_OWN)
     if MARKER in present:
         for name in present:
