@@ -65,6 +65,13 @@ be stopped. Shows what it will do and asks. No agent is moved back: those that w
   vedette-controller restore /mnt/nas/ctl.tar
   vedette-controller restore vedette-2026-11-23T030000Z.tar --blobs-from /var/backups/vedette-controller/blobs
 """
+_ADMIN = """\
+Make the admin's certificate and context file anew, because they are lost or somebody else has them: the former ones are
+worth nothing from then on. The controller must be stopped. Asks first.
+
+  vedette-controller admin
+  vedette-controller admin --config ./ctl/controller.toml --yes
+"""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -150,9 +157,12 @@ def _parser() -> argparse.ArgumentParser:
     restore.add_argument("--blobs-from", type=Path, metavar="FOLDER", help="where blobs lie that the backup only names")
     restore.add_argument("--yes", action="store_true", help="do not ask")
     restore.set_defaults(run=_restore)
-    for verb in (serve, check, backup):
+    admin = verbs.add_parser("admin", help="make the admin's context anew", description=_ADMIN, formatter_class=raw)
+    admin.add_argument("--yes", action="store_true", help="do not ask")
+    admin.set_defaults(run=_admin)
+    for verb in (serve, check, backup, admin):
         verb.add_argument("--config", type=Path, default=DEFAULT_CONFIG, help="TOML file (%(default)s)")
-    for verb in (init, serve, check, backup, restore):
+    for verb in (init, serve, check, backup, restore, admin):
         verb.add_argument("--verbose", action="store_true", help="say more, with stack traces")
     return parser
 
@@ -189,6 +199,14 @@ def _restore(options: argparse.Namespace) -> int:
     from vedette.controller.recovery import run_restore
 
     for words in run_restore(options.file, options.data_dir, options.blobs_from, is_sure=options.yes):
+        print(words, flush=True)
+    return 0
+
+
+def _admin(options: argparse.Namespace) -> int:
+    from vedette.controller.admin_access import renew_admin
+
+    for words in renew_admin(ControllerSettings.load(options.config), is_sure=options.yes):
         print(words, flush=True)
     return 0
 

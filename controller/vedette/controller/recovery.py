@@ -89,7 +89,7 @@ def run_restore(file: Path, data_dir: Path | None, blobs_from: Path | None, *, i
             finish_restore(target)
             with staged(target, source, MIGRATIONS, blobs_from, Progress()) as ready:
                 yield from _described(file, ready)
-                _ask(is_sure=is_sure)
+                confirm("Put it back?", is_sure=is_sure)
                 aside = commit(ready, datetime.now(UTC))
     yield from _restored(ready, aside, file)
 
@@ -137,12 +137,17 @@ def _lost(ready: Staged) -> Iterator[str]:
         yield f"Lost: {_few(versions)}. Agents that run them keep them; their numbers are not given out again."
 
 
-def _ask(*, is_sure: bool) -> None:
+def confirm(question: str, *, is_sure: bool) -> None:
+    """Ask before something that cannot be taken back.
+
+    Raises:
+        Refused: The answer was no, or there is nobody to ask and nobody said to go on without.
+    """
     if is_sure:
         return
     if not sys.stdin.isatty():
-        raise Refused("not-confirmed", "restore asks before it acts", "there is no terminal to ask on", "add --yes")
-    print("Put it back? [y/N] ", end="", file=sys.stderr, flush=True)
+        raise Refused("not-confirmed", f"not done: {question}", "there is no terminal to ask on", "add --yes")
+    print(f"{question} [y/N] ", end="", file=sys.stderr, flush=True)
     if sys.stdin.readline().strip().lower() not in ("y", "yes"):
         raise Refused("not-confirmed", "nothing was changed", "the answer was no")
 

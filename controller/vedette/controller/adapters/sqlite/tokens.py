@@ -180,6 +180,12 @@ class AdminStore:
         with self._database.transaction() as connection:
             connection.execute("INSERT INTO admins VALUES (?, ?, ?)", (name, key_digest, time_column(at)))
 
+    def replace(self, name: str, key_digest: str, at: datetime) -> None:
+        """Keep an admin whose former key, if there was one, is worth nothing from now on."""
+        with self._database.transaction() as connection:
+            connection.execute("DELETE FROM admins WHERE name = ?", (name,))
+            connection.execute("INSERT INTO admins VALUES (?, ?, ?)", (name, key_digest, time_column(at)))
+
     def key_digests(self) -> dict[str, str]:
         """Return the digest of each admin's public key, by name."""
         with self._database.transaction() as connection:
