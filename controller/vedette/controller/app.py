@@ -36,6 +36,7 @@ from vedette.controller.adapters.initialise import DATABASE, check_initialised
 from vedette.controller.adapters.keys import KeyRing
 from vedette.controller.adapters.lock import locked
 from vedette.controller.adapters.pki import Identity
+from vedette.controller.adapters.reserve import Reserve
 from vedette.controller.adapters.restore import finish_restore
 from vedette.controller.adapters.sqlite import tokens
 from vedette.controller.adapters.sqlite.database import Database
@@ -71,6 +72,7 @@ class Controller:
         self._members = ports.member_server(self._guard)
         self._strangers = ports.stranger_server(self._guard)
         self._http = HttpServer({"/healthz": self._healthz, "/metrics": self._metrics})
+        self._reserve = Reserve(settings.data_dir)
         self._tasks: list[asyncio.Task[None]] = []
         self.port = 0
         self.enrol_port = 0
@@ -98,6 +100,7 @@ class Controller:
         await self._strangers.start()
         if self.settings.http:
             await self._http.start(self.settings.http)
+        self._reserve.take_back()
         self._tasks = [asyncio.create_task(self._watch_streams()), asyncio.create_task(self._purge())]
         logger.info("serving agents and admins on port %d, enrolment on port %d", self.port, self.enrol_port)
 
@@ -164,6 +167,7 @@ class Controller:
         while True:
             await asyncio.sleep(self.settings.status_interval_s)
             self.rooms.fleet.end_silent()
+            self._reserve.take()
 
     async def _purge(self) -> None:
         while True:
@@ -212,6 +216,7 @@ def opened(settings: ControllerSettings) -> Iterator[Database]:
         DiskFull: There is no room.
     """
     with locked(settings.data_dir):
+        Reserve(settings.data_dir).give_if_needed()
         finish_restore(settings.data_dir)
         check_initialised(settings.data_dir)
         with _migrated(settings) as database:

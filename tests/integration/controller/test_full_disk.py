@@ -89,7 +89,29 @@ async def play(served: Running, admin: Any, disk: Path, fill: Any) -> None:
     assert ends[-1].state == admin_pb2.RUN_STATE_SUCCEEDED, ends[-1].error
 
 
-async def test_a_start_on_a_full_disk_is_a_typed_error_and_works_when_there_is_room(tmp_path: Path) -> None:
+async def test_every_start_on_a_full_disk_serves_and_refuses_what_needs_room(tmp_path: Path) -> None:
+    with full_disk(tmp_path, "16m") as fill:
+        settings = prepare(tmp_path / "data")
+        async with running(settings) as served:
+            edge = await served.enrolled("edge")
+        for _ in range(3):
+            fill()
+            async with running(settings) as served, served.admin() as admin:
+                fill()
+                edge._running = served
+                async with edge.connected():
+                    assert await refused(register(admin, "plain")) == FULL
+                    assert await refused(report(edge, 1)) == FULL
+                    assert (await admin.GetOverview(admin_pb2.GetOverviewRequest())).agents == 1
+        (tmp_path / BALLAST).unlink()
+        async with running(settings) as served:
+            edge._running = served
+            await report(edge, 1)
+
+
+async def test_without_a_reserve_a_start_on_a_full_disk_is_a_typed_error_and_works_when_there_is_room(
+    tmp_path: Path,
+) -> None:
     with full_disk(tmp_path, "8m") as fill:
         settings = prepare(tmp_path / "data")
         fill()
