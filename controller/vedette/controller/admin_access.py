@@ -11,8 +11,8 @@ from pathlib import Path
 
 from vedette.controller.adapters.blobs import sync_folder
 from vedette.controller.adapters.clock import SystemClock
-from vedette.controller.adapters.initialise import CONTEXT, DATABASE, FIRST_ADMIN, check_initialised, write_file
-from vedette.controller.adapters.keys import KeyRing
+from vedette.controller.adapters.initialise import CONTEXT, DATABASE, FIRST_ADMIN, check_initialised
+from vedette.controller.adapters.keys import KeyRing, write_file
 from vedette.controller.adapters.lock import locked
 from vedette.controller.adapters.pki import identity_of
 from vedette.controller.adapters.restore import finish_restore
