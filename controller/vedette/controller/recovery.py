@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from vedette.controller.adapters.backup import MIRROR, Made, back_up, back_up_into
+from vedette.controller.adapters.blobs import make_folder
 from vedette.controller.adapters.examine import lacking
 from vedette.controller.adapters.lock import locked
 from vedette.controller.adapters.restore import Staged, commit, finish_restore, staged
@@ -84,7 +85,7 @@ def run_restore(file: Path, data_dir: Path | None, blobs_from: Path | None, *, i
         else:
             become_owner(target)
         with typed_os_errors(target):
-            target.mkdir(mode=0o700, parents=True, exist_ok=True)
+            make_folder(target)
         with locked(target):
             finish_restore(target)
             with staged(target, source, MIGRATIONS, blobs_from, Progress()) as ready:
