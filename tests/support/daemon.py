@@ -93,6 +93,10 @@ class Daemon:
         process = await self._spawn("run", module=("tests.support.killed_agent", *doom))
         return await process.wait()
 
+    def log(self) -> str:
+        """Return what the program has written so far."""
+        return (self.folder.parent / f"{self.folder.name}.log").read_text()
+
     async def _spawn(self, *arguments: str, module: tuple[str, ...] = ("vedette.agent",)) -> asyncio.subprocess.Process:
         with (self.folder.parent / f"{self.folder.name}.log").open("ab") as log:
             return await asyncio.create_subprocess_exec(

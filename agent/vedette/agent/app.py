@@ -8,6 +8,8 @@ round, and what was received is still scored, written and spooled.
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures.thread  # noqa: F401 - asyncio loads it at its first use; see docs/agent.md, "Upgrades"
+import encodings.idna  # noqa: F401 - the same for the first host name
 import fcntl
 import http.client
 import json

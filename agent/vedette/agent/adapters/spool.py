@@ -242,7 +242,9 @@ class Spool:
 
     def _put(self, connection: sqlite3.Connection, stored: _Stored) -> None:
         values = (stored.boot_epoch, stored.sequence, stored.gap_from, stored.rows, stored.body)
-        connection.execute("INSERT INTO batches VALUES (?, ?, ?, ?, ?)", values)
+        # The columns are named so that a file to which a newer agent added some is used, not taken for damaged.
+        query = "INSERT INTO batches (boot_epoch, sequence, gap_from, rows, body) VALUES (?, ?, ?, ?, ?)"
+        connection.execute(query, values)
         self._bytes += len(stored.body)
 
     def _remove(self, connection: sqlite3.Connection, boot_epoch: int, sequence: int) -> None:

@@ -12,6 +12,10 @@ On a disk that takes no writes the state is read from its image in memory, which
 write is refused with :class:`StateReadOnly` until the disk takes writes again; then the image is what lies there. A
 start that cannot be counted draws its boot epoch from the upper half of all numbers, 2**62 of them, instead: telemetry
 counts once because an epoch never comes twice, and nobody asks which of two is the later.
+
+An upgrade may be taken back, so a newer agent's file must open in an older one: a step only adds tables, or columns
+with a default, and every statement names its columns. A step that an older agent cannot live with raises
+:data:`FORMAT`; the older one then refuses with :class:`StateNewer` and changes nothing.
 """
 
 from __future__ import annotations
@@ -24,7 +28,7 @@ import secrets
 import sqlite3
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -32,6 +36,7 @@ from typing import Any
 from vedette.agent.adapters.blobs import storage_error
 from vedette.agent.adapters.images import image_of, image_on_disk, is_refusal, opened
 from vedette.agent.adapters.reserve import Reserve, again_when_full, is_disk_full
+from vedette.agent.domain.advice import EXIT_REFUSED, AdvisedError
 from vedette.agent.domain.errors import DiskFull, StateError, StateReadOnly
 from vedette.agent.domain.slots import SlotRecord
 from vedette.models.assignment import SlotAssignment
@@ -41,6 +46,8 @@ from vedette.wire.values import SlotState
 
 logger = logging.getLogger(__name__)
 
+FORMAT = 1
+"""Kept as ``PRAGMA user_version``: the least format a reader must know. Only what breaks older agents raises it."""
 _UNCOUNTED_EPOCHS = 2**62  # from here on, up to the most of SQLite and of the protocol, 2**63 - 1
 _DROP_UNNAMED_RELEASES = (
     "DELETE FROM releases WHERE digest NOT IN (SELECT json_extract(build, '$.release') FROM"
@@ -103,6 +110,13 @@ class Quarantined:
     since: datetime
 
 
+class StateNewer(AdvisedError):
+    """The state has a form that this version cannot keep right."""
+
+    code = "state-newer"
+    exit_code = EXIT_REFUSED
+
+
 class State:
     """The state database.
 
@@ -113,6 +127,7 @@ class State:
 
     Raises:
         StateError: The file cannot be opened, is no database or is damaged.
+        StateNewer: A newer version wrote it in a form that this one does not know.
         DiskFull: There is no room to open it.
     """
 
@@ -174,6 +189,7 @@ class State:
         with self._translated():
             connection = opened(image_on_disk(self.path))
             connection.row_factory = sqlite3.Row
+            _checked_format(connection)
             connection.execute(_MIGRATIONS_TABLE)
             self._migrate(connection)
             self._image = image_of(connection)
@@ -343,14 +359,19 @@ class State:
         """
         with self.transaction() as connection:
             if release is not None and record.candidate is not None:
-                connection.execute("INSERT OR REPLACE INTO releases VALUES (?, ?)", (record.candidate.release, release))
+                connection.execute(
+                    "INSERT OR REPLACE INTO releases (digest, body) VALUES (?, ?)", (record.candidate.release, release)
+                )
             _save_slot(connection, record)
 
     @again_when_full
     def save_slot_and_quarantine(self, record: SlotRecord, build: str, reason: str, since: datetime) -> None:
         """Store a slot's record and that one of its builds is bad here, as one fact."""
         with self.transaction() as connection:
-            connection.execute("INSERT OR IGNORE INTO quarantine VALUES (?, ?, ?)", (build, reason, time_text(since)))
+            connection.execute(
+                "INSERT OR IGNORE INTO quarantine (build, reason, since) VALUES (?, ?, ?)",
+                (build, reason, time_text(since)),
+            )
             _save_slot(connection, record)
 
     @again_when_full
@@ -417,12 +438,31 @@ def _check_writable(path: Path) -> None:
 
 def _configure(connection: sqlite3.Connection, max_pages: int | None) -> None:
     connection.row_factory = sqlite3.Row
+    found = _checked_format(connection)
     connection.execute("PRAGMA journal_mode = WAL")
     # FULL, not NORMAL: in WAL mode NORMAL may lose the last commits at a power cut, after they were acted on.
     connection.execute("PRAGMA synchronous = FULL")
     if max_pages is not None:
         connection.execute(f"PRAGMA max_page_count = {int(max_pages)}")
     connection.execute(_MIGRATIONS_TABLE)
+    if found < FORMAT:
+        connection.execute(f"PRAGMA user_version = {FORMAT}")
+
+
+def _checked_format(connection: sqlite3.Connection) -> int:
+    """Return the format of a file that this version can read.
+
+    Raises:
+        StateNewer: It is not one.
+    """
+    found = int(connection.execute("PRAGMA user_version").fetchone()[0])
+    if found > FORMAT:
+        raise StateNewer(
+            "the agent's state was written by a newer agent",
+            f"its format is {found}, this version reads {FORMAT}",
+            "install that version again; or move state.db away, and the controller sends the models once more",
+        )
+    return found
 
 
 def _migrate(connection: sqlite3.Connection, migration: Migration) -> None:
@@ -431,7 +471,7 @@ def _migrate(connection: sqlite3.Connection, migration: Migration) -> None:
             return
         for statement in migration.statements:
             connection.execute(statement)
-        connection.execute("INSERT INTO migrations VALUES (?, ?)", (migration.name, _now_text()))
+        connection.execute("INSERT INTO migrations (name, applied) VALUES (?, ?)", (migration.name, _now_text()))
 
 
 @contextmanager
@@ -456,12 +496,13 @@ def _fact(connection: sqlite3.Connection, name: str, default: Any) -> Any:
 
 
 def _set_fact(connection: sqlite3.Connection, name: str, value: Any) -> None:
-    connection.execute("INSERT OR REPLACE INTO facts VALUES (?, ?)", (name, value))
+    connection.execute("INSERT OR REPLACE INTO facts (name, value) VALUES (?, ?)", (name, value))
 
 
 def _put_documents(connection: sqlite3.Connection, role: str, documents: Documents) -> None:
     values = (role, documents.sequence, documents.digest, documents.assignment, _join(documents.releases))
-    connection.execute("INSERT OR REPLACE INTO documents VALUES (?, ?, ?, ?, ?)", values)
+    query = "INSERT OR REPLACE INTO documents (role, sequence, digest, assignment, releases) VALUES (?, ?, ?, ?, ?)"
+    connection.execute(query, values)
 
 
 def _join(parts: Sequence[bytes]) -> bytes:
@@ -480,7 +521,11 @@ def _split(joined: bytes) -> Iterator[bytes]:
 def _save_slot(connection: sqlite3.Connection, record: SlotRecord) -> None:
     builds = [_build_text(build) for build in (record.active, record.previous, record.candidate)]
     values = (record.slot, *builds, record.stage.value, record.saves, record.reason)
-    connection.execute("INSERT OR REPLACE INTO slots VALUES (?, ?, ?, ?, ?, ?, ?)", values)
+    connection.execute(
+        "INSERT OR REPLACE INTO slots (slot, active, previous, candidate, stage, saves, reason)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?)",
+        values,
+    )
     connection.execute(_DROP_UNNAMED_RELEASES)
 
 
@@ -489,7 +534,11 @@ def _build_text(build: SlotAssignment | None) -> str | None:
 
 
 def _build(text: str | None) -> SlotAssignment | None:
-    return None if text is None else SlotAssignment(**json.loads(text))
+    if text is None:
+        return None
+    value = json.loads(text)
+    # What a newer agent added is left: after a downgrade this one serves what that one installed.
+    return SlotAssignment(**{field.name: value[field.name] for field in fields(SlotAssignment) if field.name in value})
 
 
 def _record(row: sqlite3.Row) -> SlotRecord:
