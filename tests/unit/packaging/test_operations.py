@@ -66,6 +66,23 @@ def test_every_word_quoted_as_the_programs_is_in_the_code(quote: str):
     assert _is_told(quote)
 
 
+def _codes(page: str, heading: str) -> set[str]:
+    """Return the codes that a part of another page lists."""
+    part = (ROOT / "docs" / page).read_text().partition(f"{heading}\n")[2]
+    rows = re.findall(r"^\| (.*?) \|", re.split(r"^#+ ", part, maxsplit=1, flags=re.MULTILINE)[0], re.MULTILINE)
+    return {code for row in rows for code in re.findall(r"`([a-z]+(?:-[a-z]+)*)`", row)}
+
+
+@pytest.mark.parametrize(
+    ("page", "heading"),
+    [("agent.md", "## Conditions"), ("agent.md", "### Enrolling"), ("errors.md", "## The controller itself")],
+)
+def test_every_failure_that_lasts_or_stops_someone_is_here(page: str, heading: str):
+    codes = _codes(page, heading)
+    assert codes
+    assert {code for code in codes if f"`{code}`" not in PAGE} == set()
+
+
 @pytest.mark.parametrize("invented", ["made-up", "no room for elephants in …", "vedette_agent_elephants_total"])
 def test_words_that_no_program_says_are_found(invented: str):
     assert not _is_told(invented)
