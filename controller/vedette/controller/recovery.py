@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import filecmp
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,10 +16,11 @@ from vedette.controller.adapters.examine import lacking
 from vedette.controller.adapters.lock import locked
 from vedette.controller.adapters.restore import Staged, commit, finish_restore, staged
 from vedette.controller.adapters.service_user import become_owner, become_service_user, service_user
+from vedette.controller.domain.backup import SETTINGS
 from vedette.controller.domain.disk import typed_os_errors
 from vedette.controller.domain.errors import InvalidInput, Refused
 from vedette.controller.rooms import MIGRATIONS
-from vedette.controller.settings import DEFAULT_DATA_DIR, ControllerSettings
+from vedette.controller.settings import DEFAULT_CONFIG, DEFAULT_DATA_DIR, ControllerSettings
 
 _SHOWN = 10
 
@@ -158,6 +160,8 @@ def _restored(ready: Staged, aside: Path | None, file: Path) -> Iterator[str]:
     yield f"Restored in {data_dir}."
     if aside:
         yield f"What was there lies in {aside}; remove it when nothing of it is needed any more."
+    if (data_dir / SETTINGS).exists() and not _same(data_dir / SETTINGS, DEFAULT_CONFIG):
+        yield f"The settings file as it was is {data_dir / SETTINGS}; compare it with {DEFAULT_CONFIG}, which counts."
     for name, why in lacking(data_dir).items():
         yield f"{name} lacks {why}."
     if ready.missing:
@@ -169,6 +173,13 @@ def _restored(ready: Staged, aside: Path | None, file: Path) -> Iterator[str]:
         "Every enrolment token made before is revoked. Agents are asked what they run before anything is asked of them."
         f"\n\nNext:\n  {_start(data_dir)}\n  vedette agent ls          held: it runs what this controller does not know"
     )
+
+
+def _same(one: Path, other: Path) -> bool:
+    try:
+        return filecmp.cmp(one, other, shallow=False)
+    except OSError:
+        return False
 
 
 def _start(data_dir: Path) -> str:
