@@ -436,6 +436,7 @@ class Agent:
             link={"state": link.status.state.value, "address": link.status.address} if link else _NO_LINK,
             status=current_status(self._state, self._serving.statuses(), self._conditions, self._clock),
             counters=self._figures.counters(),
+            download_bytes_per_s=self._figures.downloads.bytes_per_s if self._figures.downloads else 0.0,
         )
         return json.dumps(report).encode()
 

@@ -22,6 +22,7 @@ from vedette.agent.adapters.channels import OPTIONS, credentials
 from vedette.agent.adapters.identity import certificate_request
 from vedette.agent.domain.backoff import Backoff
 from vedette.agent.domain.errors import BlobCorrupt, DiskFull
+from vedette.agent.domain.pace import WINDOW_S
 from vedette.models.documents import digest_of
 from vedette.models.release import Blob
 
@@ -99,8 +100,10 @@ async def test_a_line_cut_every_so_many_bytes_costs_no_byte_twice(
 ) -> None:
     blob = Blob(controller.add_blob(DATA), len(DATA))
     controller.cut_after_bytes = every
-    path = await _downloads(bulk, blobs).fetch(blob)
+    downloads = _downloads(bulk, blobs)
+    path = await downloads.fetch(blob)
     assert path.read_bytes() == DATA
+    assert (downloads.bytes_received, downloads.bytes_repeated) == (len(DATA), 0)
     assert controller.bytes_sent == len(DATA)
     assert controller.reads == sorted(set(controller.reads))
 
@@ -119,9 +122,12 @@ async def test_a_wrong_byte_is_never_kept_and_costs_one_more_download(
 ) -> None:
     blob = Blob(controller.add_blob(DATA), len(DATA))
     controller.corrupt_next = 7777
-    path = await _downloads(bulk, blobs).fetch(blob)
+    downloads = _downloads(bulk, blobs)
+    path = await downloads.fetch(blob)
     assert path.read_bytes() == DATA
     assert controller.reads == [0, 0]
+    assert (downloads.bytes_received, downloads.bytes_repeated) == (2 * len(DATA), len(DATA))
+    assert downloads.bytes_per_s == 2 * len(DATA) / WINDOW_S
 
 
 async def test_a_file_that_is_wrong_twice_is_a_typed_error_and_leaves_nothing(
@@ -266,9 +272,10 @@ async def test_a_disk_that_is_full_at_any_write_fails_the_download_and_room_mend
         path = await _downloads(bulk, blobs).fetch(blob)
         assert path.read_bytes() == DATA
         assert not blobs.partial_path(blob.digest).exists()
+    enough = Blobs(tmp_path / "enough")
     with pytest.MonkeyPatch.context() as patch:
         FillingDisk(patch, WRITES + 1)
-        await _downloads(bulk, Blobs(tmp_path / "enough")).fetch(blob)
+        await _downloads(bulk, enough).fetch(blob)
 
 
 async def test_cancelling_a_download_is_not_mistaken_for_a_lost_line(

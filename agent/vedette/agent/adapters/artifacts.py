@@ -26,6 +26,7 @@ from vedette.agent.adapters.waiting import is_cancelling
 from vedette.agent.domain.backoff import Backoff
 from vedette.agent.domain.clock import Clock
 from vedette.agent.domain.errors import AgentError, BlobCorrupt, DiskFull
+from vedette.agent.domain.pace import Pace
 from vedette.models.release import Blob
 from vedette.wire.v1 import artifacts_pb2, artifacts_pb2_grpc
 
@@ -63,8 +64,16 @@ class Downloads:
         self._clock = clock
         self._make_backoff = make_backoff
         self._silence_s = silence_s
+        self._reached: dict[str, int] = {}  # of each wanted file, the most bytes there ever were
+        self._pace = Pace()
         self.bytes_received = 0
+        self.bytes_repeated = 0  # of these: received before, and thrown away with a wrong byte or for a full disk
         self.damaged = 0  # whole downloads with another digest
+
+    @property
+    def bytes_per_s(self) -> float:
+        """What arrives now, as the mean of the last seconds."""
+        return self._pace.per_second(self._clock.monotonic())
 
     async def fetch(self, blob: Blob, is_wanted: Callable[[], bool] = lambda: True) -> Path:
         """Return the path of a whole, checked file, downloaded if need be, however long the link is down.
@@ -88,6 +97,7 @@ class Downloads:
             await self._download(blob, partial, is_wanted)
             if await asyncio.to_thread(_digest_of_file, partial) == blob.digest:
                 await asyncio.to_thread(_keep, partial, path)
+                self._reached.pop(blob.digest, None)
                 return path
             self.damaged += 1
             logger.warning("download %d of %s has a wrong byte", attempt, blob.digest)
@@ -124,8 +134,8 @@ class Downloads:
                     _check_chunk(chunk, blob, offset)
                     file.write(chunk.data)
                     file.flush()  # what a killed agent received is not asked for again
+                    self._count(blob, offset, len(chunk.data))
                     offset += len(chunk.data)
-                    self.bytes_received += len(chunk.data)
         except grpc.RpcError as exc:
             raise _read_error(exc, blob) from exc
         except (grpc.aio.UsageError, asyncio.CancelledError) as exc:
@@ -136,6 +146,13 @@ class Downloads:
             raise _write_error(exc, partial) from exc
         if offset < blob.size:
             raise _stopped(f"it ended after {offset} of {blob.size} bytes")
+
+    def _count(self, blob: Blob, offset: int, size: int) -> None:
+        reached = self._reached.get(blob.digest, offset)
+        self.bytes_received += size
+        self.bytes_repeated += max(0, min(reached, offset + size) - offset)
+        self._reached[blob.digest] = max(reached, offset + size)
+        self._pace.add(self._clock.monotonic(), size)
 
     async def _next(self, call: Any) -> Any:
         try:

@@ -163,6 +163,10 @@ class Figures:
         if self.downloads is not None:
             received = self.downloads.bytes_received
             yield single("vedette_agent_download_bytes_total", "counter", "Bytes of models received.", received)
+            text, repeated = "Bytes of models received that had been received before.", self.downloads.bytes_repeated
+            yield single("vedette_agent_download_repeated_bytes_total", "counter", text, repeated)
+            text = "Bytes of models a second, of the last ten seconds."
+            yield single("vedette_agent_download_bytes_per_second", "gauge", text, self.downloads.bytes_per_s)
             damaged = self.downloads.damaged
             yield single("vedette_agent_downloads_damaged_total", "counter", "Downloads with a wrong byte.", damaged)
         if self.reporter is not None:

@@ -23,6 +23,7 @@ def status_report(
     link: Mapping[str, Any],
     status: Status,
     counters: Mapping[str, int | float],
+    download_bytes_per_s: float = 0.0,
 ) -> Report:
     """Return the report that ``status --output json`` prints."""
     return {
@@ -40,6 +41,7 @@ def status_report(
         "slots": {slot.slot: _plain(asdict(slot)) for slot in status.slots},
         "conditions": [_plain(asdict(condition)) for condition in status.conditions],
         "counters": dict(counters),
+        "download_bytes_per_s": round(download_bytes_per_s),
     }
 
 
@@ -61,17 +63,17 @@ def models_text(report: Report) -> str:
     if not slots:
         return "No model yet. The controller sends one: vedette rollout start MODEL:VERSION --to SELECTOR\n"
     head = ("SLOT", "STATE", "ACTIVE", "PREVIOUS", "ROWS", "P50", "P99")
-    rows = [head, *(_slot_row(slot) for slot in slots)]
+    rows = [head, *(_slot_row(slot, report.get("download_bytes_per_s", 0)) for slot in slots)]
     widths = [max(len(row[column]) for row in rows) for column in range(len(head))]
     table = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     return "\n".join([*table, *(line for slot in slots for line in _slot_notes(slot))]) + "\n"
 
 
-def _slot_row(slot: Mapping[str, Any]) -> tuple[str, ...]:
+def _slot_row(slot: Mapping[str, Any], bytes_per_s: int) -> tuple[str, ...]:
     is_busy = slot["rows"] > 0
     return (
         slot["slot"],
-        _stage(slot),
+        _stage(slot, bytes_per_s),
         _version(slot["active"]),
         _version(slot["previous"]),
         f"{slot['rows']:,}",
@@ -80,10 +82,11 @@ def _slot_row(slot: Mapping[str, Any]) -> tuple[str, ...]:
     )
 
 
-def _stage(slot: Mapping[str, Any]) -> str:
+def _stage(slot: Mapping[str, Any], bytes_per_s: int) -> str:
     if slot["state"] == "downloading" and slot["candidate_bytes_total"]:
         share = 100 * slot["candidate_bytes_done"] // slot["candidate_bytes_total"]
-        return f"downloading {share} % of {slot['candidate_bytes_total'] / _MIB:.3g} MiB"
+        rate = f", {bytes_per_s / 1000:.3g} kB/s" if bytes_per_s else ""
+        return f"downloading {share} % of {slot['candidate_bytes_total'] / _MIB:.3g} MiB{rate}"
     return str(slot["state"])
 
 
