@@ -407,3 +407,41 @@ def test_finishing_twice_changes_nothing(backup: Path, tmp_path: Path):
     before = _tree(tmp_path)
     finish_restore(tmp_path / "data")
     assert _tree(tmp_path) == before
+
+
+def test_what_killed_backups_and_restores_left_is_cleared_away(backup: Path, tmp_path: Path):
+    settings = prepare(tmp_path / "data")
+    folder = tmp_path / "backups"
+    (settings.data_dir / "restore.new" / "keys").mkdir(parents=True)
+    folder.mkdir()
+    for suffix in ("db", "db-wal", "partial"):
+        (folder / f".vedette-2026-11-20T030000Z.tar.{suffix}").touch()
+    (folder / "notes.txt").touch()
+
+    back_up_into(settings, MIGRATIONS, folder, keep=0, now=NOW, told=quiet)
+    with opened(settings):
+        pass
+
+    assert sorted(path.name for path in folder.iterdir()) == [
+        ".lock",
+        "blobs",
+        "notes.txt",
+        "vedette-2026-11-23T030000Z.tar",
+    ]
+    assert not (settings.data_dir / "restore.new").exists()
+
+
+def test_two_backups_into_one_folder_do_not_meet(tmp_path: Path):
+    settings = prepare(tmp_path / "data")
+    folder = tmp_path / "backups"
+    folder.mkdir()
+
+    def meanwhile(what: str, fraction: float) -> None:
+        if what == "writing":
+            with pytest.raises(Refused, match="another backup"):
+                back_up_into(settings, MIGRATIONS, folder, keep=0, now=NOW, told=quiet)
+            met.append(fraction)
+
+    met: list[float] = []
+    back_up_into(settings, MIGRATIONS, folder, keep=0, now=NOW, told=meanwhile)
+    assert met

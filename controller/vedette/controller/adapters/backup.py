@@ -53,6 +53,7 @@ MIRROR = "blobs"
 _SPARE_BYTES = 16 << 20
 _ORPHAN_LIFE = timedelta(days=1)
 _NAME = re.compile(r"vedette-\d{4}-\d{2}-\d{2}T\d{6}Z\.tar")
+_LEFTOVER = re.compile(rf"\.{_NAME.pattern}\.(?:db|db-wal|db-shm|db-journal|partial)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,7 +200,7 @@ def _copied(
             blobs = tuple(Blob(digest, store.size(digest)) for digest in sorted(named) if store.has(digest))
             yield _Copy(copy, copy.stat().st_size, taken, blobs)
         finally:
-            for suffix in ("", "-wal", "-shm"):
+            for suffix in ("", "-wal", "-shm", "-journal"):
                 copy.with_name(copy.name + suffix).unlink(missing_ok=True)
 
 
@@ -314,7 +315,14 @@ def _alone(folder: Path) -> Iterator[None]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as exc:
             raise Refused("already-running", f"another backup is being written into {folder}", "", "wait") from exc
+        _sweep(folder)  # what killed ones have left
         yield
+
+
+def _sweep(folder: Path) -> None:
+    for path in list(folder.iterdir()):
+        if _LEFTOVER.fullmatch(path.name):
+            path.unlink()
 
 
 def _check_outside(data_dir: Path, target: Path) -> None:

@@ -55,6 +55,7 @@ class Reserve:
         if size < _LEAST_BYTES:
             return
         try:
+            self._path.touch(mode=0o600)
             with self._path.open("ab") as file:
                 os.posix_fallocate(file.fileno(), 0, size)
         except OSError as exc:

@@ -115,6 +115,7 @@ def finish_restore(data_dir: Path) -> None:
         StoreFailed, DiskFull: The next call goes on where this one ended.
     """
     committed = data_dir / COMMITTED
+    shutil.rmtree(data_dir / _STAGE, ignore_errors=True)  # a restore killed before it decided left keys there
     with typed_os_errors(committed):
         if not committed.exists():
             return
