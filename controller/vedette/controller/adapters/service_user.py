@@ -10,6 +10,7 @@ import os
 import pwd
 from pathlib import Path
 
+from vedette.controller.adapters.blobs import make_folder
 from vedette.controller.domain.disk import typed_os_error
 from vedette.controller.domain.errors import Refused
 
@@ -41,7 +42,7 @@ def become_service_user(data_dir: Path) -> None:
         raise Refused("not-permitted", f"{data_dir} belongs to {SERVICE_USER}", why, "run it as root: sudo …")
     try:
         if not data_dir.exists():
-            data_dir.mkdir(mode=0o700, parents=True)
+            make_folder(data_dir)
             os.chown(data_dir, user.pw_uid, user.pw_gid)
     except OSError as exc:
         raise typed_os_error(exc, data_dir) from exc
