@@ -7,6 +7,9 @@ the agent's own parts; on some the real program is started.
 from __future__ import annotations
 
 import asyncio
+import os
+import subprocess
+import sys
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -20,6 +23,7 @@ from tests.support.clock import NOON
 from tests.support.daemon import Daemon, offer
 from tests.support.powercut.agent_life import STATE, AgentLife, recorded_life
 from tests.support.powercut.crashes import Crash, crashes, drawn, sampled
+from tests.support.powercut.recording import Recording
 from tests.support.powercut.share import share_of
 from vedette.agent.adapters.blobs import Blobs
 from vedette.agent.adapters.clock import SystemClock
@@ -203,3 +207,38 @@ def _check_spool(path: Path, epoch: int, crash: Crash) -> None:
 def _check_templates(path: Path) -> None:
     if path.exists():
         FlowDecoder().load_templates(path.read_bytes())
+
+
+SPOOLING = """
+import json, os
+from pathlib import Path
+from tests.support.powercut.records import mark
+from vedette.agent.adapters.spool import Spool
+log = Path(os.environ["POWERCUT_LOG"])
+spool = Spool(Path(os.environ["POWERCUT_ROOT"], "spool.db"), 1 << 20, 1)
+for number in range(1, 41):
+    spool.append(())
+    mark(log, {"waits": number})
+    if number % 4 == 0:
+        spool.acknowledge(1, number - 1)
+        mark(log, {"gone": number - 1})
+"""
+
+
+def test_a_batch_that_waits_is_kept_and_an_acknowledged_one_stays_gone(tmp_path: Path, crashed: Crashed) -> None:
+    (tmp_path / "disk").mkdir()
+    recording = Recording(tmp_path / "disk", tmp_path / "log")
+    environment = {**os.environ, **recording.environment, "PYTHONPATH": os.pathsep.join(sys.path)}
+    subprocess.run([sys.executable, "-c", SPOOLING], env=environment, check=True, timeout=60)
+    for crash in sampled(crashes(recording.records()), share_of(0.15)):
+        with crashed(crash) as folder:
+            spool = Spool(folder / "spool.db", 1 << 20, 2)
+            kept = set()
+            while (batch := spool.oldest()) is not None:
+                kept.add(batch.sequence)
+                spool.acknowledge(batch.boot_epoch, batch.sequence)
+            spool.close()
+            gone = set(told(crash, "gone"))
+            assert kept >= set(told(crash, "waits")) - gone - {max(gone, default=-1) + 4}, str(crash)
+            assert not kept & gone, str(crash)
+            assert spool.times_damaged == 0, str(crash)

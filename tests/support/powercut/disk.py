@@ -4,7 +4,8 @@ A :class:`Disk` takes records one by one. At any point it can say what a crash t
 them breaks a promise of POSIX ``fsync``; between such promises they differ in what the disk was quick or slow to do:
 
 - ``strict``: nothing but what an ``fsync`` covers. A file has the bytes of its last fsync, a folder the entries of its
-  own last fsync; a rename across folders is two entries, each as durable as its folder.
+  own last fsync; a file's rename across folders is two entries, each as durable as its folder. A folder has one name on
+  every file system: it moves when either of the two is synced.
 - ``ordered``: ext4's default (``data=ordered`` with delayed allocation): every name and every size that was cut or
   allocated is there, bytes only as synced. A file that was never synced is there and empty.
 - ``sized``: the same, but sizes came before bytes: what was not synced reads as zeros (XFS, ext4 ``data=writeback``).
@@ -25,7 +26,7 @@ import functools
 import os
 import random
 import stat
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -48,7 +49,7 @@ Tree = dict[str, Node]
 """A crashed folder: nodes by path, a folder before what is in it. Equal contents share their bytes."""
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Inode:
     mode: int
     live: bytearray = field(default_factory=bytearray)
@@ -187,8 +188,22 @@ class Disk:
         self._names_are_durable()
 
     def _sync_entries(self, folder: _Inode) -> None:
+        before = folder.durable_entries
         folder.durable_mode = folder.mode
         folder.durable_entries = dict(folder.entries)
+        for moved in _folders(folder.entries.values()) - _folders(before.values()):
+            self._forget_elsewhere(moved, folder)
+        for moved in _folders(before.values()) - _folders(folder.entries.values()):
+            self._keep_elsewhere(moved)
+
+    def _forget_elsewhere(self, moved: _Inode, here: _Inode) -> None:
+        for other in _all(self._root, _durable_entries):
+            if other is not here:
+                other.durable_entries = {n: inode for n, inode in other.durable_entries.items() if inode is not moved}
+
+    def _keep_elsewhere(self, moved: _Inode) -> None:
+        for other in _all(self._root, _live_entries):
+            other.durable_entries |= {name: inode for name, inode in other.entries.items() if inode is moved}
 
     def _names_are_durable(self) -> None:
         """Journals commit in order: a sync of anything takes every name changed before it along, but for ``strict``."""
@@ -291,6 +306,14 @@ def _live_entries(folder: _Inode) -> dict[str, _Inode]:
 
 def _durable_entries(folder: _Inode) -> dict[str, _Inode]:
     return folder.durable_entries
+
+
+def _folders(inodes: Iterable[_Inode]) -> set[_Inode]:
+    return {inode for inode in inodes if inode.is_folder}
+
+
+def _all(root: _Inode, entries: _Entries) -> list[_Inode]:
+    return [root, *(inode for inode in _flat(root, entries).values() if inode.is_folder)]
 
 
 def _flat(folder: _Inode, entries: _Entries, above: str = "") -> dict[str, _Inode]:

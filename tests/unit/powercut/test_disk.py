@@ -54,6 +54,10 @@ def contents(tree: Tree) -> dict[str, bytes]:
 
 OLD = (create("f", 1), write(1, b"old"), fsync(1), fsync_folder())
 FRESH = (create("n", 2), write(2, b"new"))
+MOVED = (
+    *(folder("d"), folder("e"), folder("d/m"), create("d/m/f", 1), write(1, b"old"), Record(Op.SYNC_ALL)),
+    rename("d/m", "e/m"),
+)
 CASES: dict[str, tuple[Sequence[Record], dict[str, bytes], dict[str, bytes], dict[str, bytes]]] = {
     # case: records, then what strict, ordered and sized leave
     "a file never synced": (FRESH, {}, {"n": b""}, {"n": b"\0\0\0"}),
@@ -80,6 +84,13 @@ CASES: dict[str, tuple[Sequence[Record], dict[str, bytes], dict[str, bytes], dic
     "moved across folders, only the old one synced": (
         (*OLD, folder("d"), fsync_folder(), rename("f", "d/f"), fsync_folder()), {}, {"d/f": b"old"}, {"d/f": b"old"},
     ),
+    "a folder moved, only the new one above it synced": (
+        (*MOVED, fsync_folder("e")), {"e/m/f": b"old"}, {"e/m/f": b"old"}, {"e/m/f": b"old"},
+    ),
+    "a folder moved, only the old one above it synced": (
+        (*MOVED, fsync_folder("d")), {"e/m/f": b"old"}, {"e/m/f": b"old"}, {"e/m/f": b"old"},
+    ),
+    "a folder moved, neither above it synced": (MOVED, {"d/m/f": b"old"}, {"e/m/f": b"old"}, {"e/m/f": b"old"}),
     "in a folder whose own name was not synced": (
         (folder("d"), create("d/f", 1), write(1, b"x"), fsync(1), fsync_folder("d")), {}, {"d/f": b"x"}, {"d/f": b"x"},
     ),
