@@ -59,7 +59,7 @@ from vedette.agent.domain.windows import Gauges, Windows
 from vedette.agent.settings import Settings
 from vedette.models.version import __version__
 from vedette.wire import systemd
-from vedette.wire.values import Severity, SlotStatus, Status
+from vedette.wire.values import Condition, Severity, SlotStatus, Status
 
 logger = logging.getLogger(__name__)
 
@@ -147,7 +147,7 @@ class Agent:
         self._settings = settings
         self._state = State(settings.state_dir / "state.db")
         self._clock = TrustedClock(SystemClock(), max(self._state.time_floor or EARLIEST, EARLIEST))
-        self._conditions = Conditions(self._clock)
+        self._conditions = Conditions(self._clock, on_news=_log_condition)
         self._windows = Windows(self._clock)
         self._identities = IdentityStore(settings.enrolment_dir)
         self._identity: Identity | None = None
@@ -443,14 +443,16 @@ class Agent:
     async def _ask_for_time(self) -> None:
         """Have the service manager wait for as long as the loop turns: a large model may load longer than it would."""
         while True:
-            systemd.notify(f"STATUS=loading the last good models\nEXTEND_TIMEOUT_USEC={int(3 * _LOOK_S * 1e6)}")
+            systemd.notify(
+                f"STATUS=loading the last good models\nEXTEND_TIMEOUT_USEC={int(3 * _LOOK_S * 1e6)}", wait_s=0
+            )
             await asyncio.sleep(_LOOK_S)
 
     async def _stay_alive(self, interval_s: float) -> None:
         """Feed the watchdog from the loop itself, for as long as the parts that the loop does not run work too."""
         scoring = Standstill()
         while (ailment := self._ailment(scoring.look(self._pipeline.scoring, interval_s))) is None:
-            systemd.notify(f"WATCHDOG=1\nSTATUS={self._standing()}")
+            systemd.notify(f"WATCHDOG=1\nSTATUS={self._standing()}", wait_s=0)
             await self._clock.sleep(interval_s)
         self._stuck = AgentStuck("this agent works no more", ailment, "it ends and is started anew; report this")
         logger.critical("%s", self._stuck)
@@ -483,10 +485,15 @@ class Agent:
             self._sink.reopen()
 
     def _trouble(self, exc: AdvisedError) -> None:
-        logger.warning("%s: %s; %s", exc.what, exc.why, exc.remedy)
         self._conditions.hold(exc.code, Severity.ERROR, f"{exc.what}: {exc.why}; {exc.remedy}")
 
 
+def _log_condition(condition: Condition, holds: bool) -> None:
+    level = _LEVELS[condition.severity] if holds else logging.INFO
+    logger.log(level, "%s" if holds else "over: %s", condition.text, extra=systemd.fields(code=condition.code))
+
+
+_LEVELS = {Severity.INFO: logging.INFO, Severity.WARNING: logging.WARNING, Severity.ERROR: logging.ERROR}
 _NOT_ENROLLED = "not enrolled"
 _NO_LINK = {"state": _NOT_ENROLLED, "address": ""}
 

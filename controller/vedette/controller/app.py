@@ -278,4 +278,4 @@ async def _feed_watchdog() -> None:
     interval_s = watchdog_interval_s()
     while interval_s:
         await asyncio.sleep(interval_s)
-        notify("WATCHDOG=1")
+        notify("WATCHDOG=1", wait_s=0)

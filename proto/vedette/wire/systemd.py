@@ -1,8 +1,8 @@
 """What both daemons say to systemd: how they stand, that they live, and their log, with levels and fields.
 
-Rules: nothing here waits and nothing here fails. A service manager that is not there is not told; a journal that takes
-nothing more costs log entries, which are counted and told of, never a daemon's time. On a terminal, or in a pipe, the
-log is plain text on standard error as ever: the journal is spoken to only where standard error is one already.
+Rules: nothing here waits for long and nothing here fails. A service manager that is not there is not told; a journal
+that takes nothing more costs log entries, which are counted and told of, never a daemon's time. On a terminal, or in a
+pipe, the log is plain text on standard error as ever: the journal is spoken to only where standard error is one.
 
 Source: sd_notify(3), sd_watchdog_enabled(3), systemd.exec(5) on JOURNAL_STREAM, and "Native Journal Protocol",
 systemd's docs/JOURNAL_NATIVE_PROTOCOL.md.
@@ -28,19 +28,27 @@ JOURNAL_SOCKET = "/run/systemd/journal/socket"
 _PRIORITIES = ((logging.CRITICAL, 2), (logging.ERROR, 3), (logging.WARNING, 4), (logging.INFO, 6))  # syslog(3)
 _DEBUG_PRIORITY = 7
 _STDERR = 2
+_NOTIFY_WAIT_S = 5.0
 _MOST_CHARACTERS = 512 * 1024  # of one field; a datagram holds about 200 KiB, journald takes 768 MiB
 _SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SEAL
 _TOO_LARGE = (errno.EMSGSIZE, errno.ENOBUFS)
 
 
-def notify(state: str) -> None:
-    """Send a state such as ``READY=1`` to the service manager; without one nothing happens."""
+def notify(state: str, wait_s: float = _NOTIFY_WAIT_S) -> None:
+    """Send a state such as ``READY=1`` to the service manager; without one nothing happens.
+
+    Args:
+        state: Lines of ``KEY=value``.
+        wait_s: How long it may take when the manager reads nothing. What is said again and again waits 0: a manager
+            that is busy for a minute must not stop an event loop that feeds its watchdog.
+    """
     address = os.environ.get("NOTIFY_SOCKET", "")
     if not address.startswith(("/", "@")):
         return
     target = "\0" + address[1:] if address.startswith("@") else address  # @ is an abstract socket
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sender:
+            sender.settimeout(wait_s)
             sender.connect(target)
             sender.sendall(state.encode())
     except OSError as exc:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.daemon import Daemon, enrolled
+from tests.support.daemon import Daemon, active, enrolled, offer
 from tests.support.fake_controller import FakeController
 from vedette.wire.token import EnrolmentToken
 
@@ -56,3 +56,21 @@ async def test_a_private_key_that_others_may_read_is_told(daemon: Daemon, contro
     report = await daemon.until(lambda r: "identity-exposed" in [c["code"] for c in r["conditions"]])
     (text,) = [c["text"] for c in report["conditions"] if c["code"] == "identity-exposed"]
     assert "mode 640, limit 600" in text
+
+
+async def test_the_most_talkative_log_of_a_serving_agent_holds_no_secret(
+    daemon: Daemon, controller: FakeController
+) -> None:
+    token = controller.token()
+    assert await daemon.command("enroll", "--token", token.encode(), "--verbose") == 0
+    controller.desired = controller.assign(1, offer(controller, 1))
+    daemon.process = await daemon._spawn("run", "--verbose")
+    await daemon.until(lambda r: active(r) == 1)
+    await controller.until(lambda c: c.committed)
+    await daemon.stop()
+
+    log = (daemon.folder.parent / f"{daemon.folder.name}.log").read_text()
+    assert "DEBUG" in log
+    key = (daemon.folder / "s/enrolment/key.pem").read_text().splitlines()
+    for secret in (token.secret, token.encode(), *key):
+        assert secret not in log

@@ -6,7 +6,7 @@ import asyncio
 import json
 import signal
 import socket
-from collections.abc import Iterator
+from collections.abc import AsyncIterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -18,15 +18,20 @@ from tests.support.fake_controller import FakeController
 
 
 class Manager:
-    """The socket on which a service tells systemd how it stands."""
+    """The socket on which a service tells systemd how it stands, read at once as systemd does."""
 
     def __init__(self, path: Path) -> None:
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
         self._socket.bind(str(path))
+        self._messages: asyncio.Queue[bytes] = asyncio.Queue()
+        asyncio.get_running_loop().add_reader(self._socket, self._read)
+
+    def _read(self) -> None:
+        self._messages.put_nowait(self._socket.recv(4096))
 
     async def told(self) -> dict[str, str]:
         """Return the next message."""
-        data = await asyncio.get_running_loop().sock_recv(self._socket, 4096)
+        data = await self._messages.get()
         return dict(line.split("=", 1) for line in data.decode().splitlines())
 
     async def until(self, key: str) -> dict[str, str]:
@@ -43,11 +48,12 @@ class Manager:
         return True
 
     def close(self) -> None:
+        asyncio.get_running_loop().remove_reader(self._socket)
         self._socket.close()
 
 
 @pytest.fixture
-def manager(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Manager]:
+async def manager(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Manager]:
     """A service manager whose watchdog wants to hear something every tenth of a second."""
     monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
     monkeypatch.setenv("WATCHDOG_USEC", "200000")

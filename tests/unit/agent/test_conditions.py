@@ -45,3 +45,13 @@ def test_a_long_text_is_cut_to_what_travels() -> None:
     conditions = Conditions(FakeClock())
     conditions.hold("a", Severity.INFO, "x" * 10_000)
     assert len(conditions.current()[0].text) == MOST_TEXT
+
+
+def test_what_comes_and_goes_is_news_once_and_a_new_text_is_none():
+    news: list[tuple[str, str, bool]] = []
+    conditions = Conditions(FakeClock(), on_news=lambda c, holds: news.append((c.code, c.text, holds)))
+    conditions.hold("disk", Severity.WARNING, "1 byte lost")
+    conditions.hold("disk", Severity.WARNING, "2 bytes lost")
+    conditions.hold("disk", Severity.ERROR, "3 bytes lost")
+    conditions.clear("disk", "unknown")
+    assert news == [("disk", "1 byte lost", True), ("disk", "3 bytes lost", True), ("disk", "3 bytes lost", False)]

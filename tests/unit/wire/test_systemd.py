@@ -224,3 +224,19 @@ def test_the_service_manager_is_told_and_its_watchdog_halved(tmp_path: Path, mon
     assert systemd.watchdog_interval_s() == 15.0
     monkeypatch.setenv("WATCHDOG_PID", "1")
     assert systemd.watchdog_interval_s() is None
+
+
+def test_a_service_manager_that_reads_nothing_holds_no_event_loop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(str(tmp_path / "notify"))
+        done = threading.Event()
+
+        def feed() -> None:
+            for _ in range(5000):
+                systemd.notify("WATCHDOG=1", wait_s=0)
+            systemd.notify("READY=1", wait_s=0.1)
+            done.set()
+
+        threading.Thread(target=feed, daemon=True).start()
+        assert done.wait(20)

@@ -23,6 +23,7 @@ from vedette.agent.domain.errors import DiskFull, InstallCode, InstallFailed, St
 from vedette.agent.domain.reconcile import Accepted, Action, Install, Refused, Trust, plan, verify
 from vedette.models.assignment import SlotAssignment
 from vedette.wire import values
+from vedette.wire.systemd import fields
 from vedette.wire.values import GenerationResult, Outcome, Severity
 
 logger = logging.getLogger(__name__)
@@ -112,7 +113,7 @@ class Reconciler:
         try:
             accepted = self._accepted(word)
         except Refused as exc:
-            logger.warning("assignment %d refused: %s: %s", exc.sequence, exc.code, exc)
+            logger.warning("assignment %d refused: %s: %s", exc.sequence, exc.code, exc, extra=fields(code=exc.code))
             self._conditions.hold("assignment-refused", Severity.ERROR, f"{exc.code}: {exc}")
             self._tell(exc.sequence, Outcome.REFUSED, exc.code, str(exc))
         except (DiskFull, StateError) as exc:
@@ -132,7 +133,6 @@ class Reconciler:
             self._want(accepted)
 
     def _state_failed(self, exc: DiskFull | StateError) -> InstallCode:
-        logger.warning("%s", exc)
         self._conditions.hold("state-failed", Severity.ERROR, str(exc))
         return InstallCode.DISK_FULL if isinstance(exc, DiskFull) else InstallCode.STATE_FAILED
 

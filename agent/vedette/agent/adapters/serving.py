@@ -62,6 +62,7 @@ from vedette.models.errors import ModelsError
 from vedette.models.golden import Golden, mismatch
 from vedette.models.profile import LATENCY_EDGES_MS, latency_bin, latency_percentile
 from vedette.models.release import Blob, Release
+from vedette.wire.systemd import fields
 from vedette.wire.values import BuildRef, SlotStatus
 
 logger = logging.getLogger(__name__)
@@ -330,7 +331,8 @@ class Serving:
                 while (step := self._next(slot, target)) is not Step.NOTHING:
                     await self._take(step, slot, target, release, fetch)
             except InstallFailed as exc:
-                logger.warning("%s:%d was not installed: %s", target.model, target.version, exc)
+                text = "%s:%d was not installed: %s"
+                logger.warning(text, target.model, target.version, exc, extra=_known(target, exc.code))
                 self._emit(EventKind.FAILED, slot, target, exc.code, exc.reason)
                 raise
             finally:
@@ -565,7 +567,7 @@ class Serving:
                 model = await self._load(slot, build, release, golden=golden)
             except InstallFailed as exc:
                 if exc.code is InstallCode.HOST_FAILED:
-                    logger.warning("slot %s cannot start: %s", build.slot, exc)
+                    logger.warning("slot %s cannot start: %s", build.slot, exc, extra=_known(build, exc.code))
                     return False
                 if slot.record.active == build:
                     self._fall(slot, build, exc)
@@ -593,8 +595,9 @@ class Serving:
     def _struck(self, slot: _Slot, model: ActiveModel, strike: Strike) -> None:
         if slot.model is not model or self._stopping:
             return
-        logger.warning("%s:%d: %s", model.build.model, model.build.version, strike.error)
         code = _code(strike.error)
+        extra = _known(model.build, code)
+        logger.warning("%s:%d: %s", model.build.model, model.build.version, strike.error, extra=extra)
         self._emit(EventKind.RESTARTED, slot, model.build, code, str(strike.error))
         now = self._clock.monotonic()
         slot.strikes = [at for at in slot.strikes if now - at <= self._settings.strike_window_s] + [now]
@@ -612,7 +615,7 @@ class Serving:
 
     def _fall(self, slot: _Slot, build: SlotAssignment, failed: InstallFailed) -> None:
         """Store that the active build is not to run any more and that the previous one is active."""
-        logger.error("%s:%d falls: %s", build.model, build.version, failed)
+        logger.error("%s:%d falls: %s", build.model, build.version, failed, extra=_known(build, failed.code))
         self.models_damaged += failed.code is InstallCode.DIGEST_MISMATCH
         record = roll_back(slot.record, str(failed))
         self._store_anyway(slot, record, build if failed.blames_build else None, str(failed))
@@ -687,6 +690,11 @@ class Serving:
 
     def _emit(self, kind: EventKind, slot: _Slot, build: SlotAssignment | None, code: str = "", text: str = "") -> None:
         self.on_event(ServingEvent(kind, slot.record.slot, build_ref(build), code, text))
+
+
+def _known(build: SlotAssignment, code: str) -> dict[str, Mapping[str, str]]:
+    """Return what a log call on a build knows of it."""
+    return fields(code=code, slot=build.slot, model=f"{build.model}:{build.version}", build=build.build)
 
 
 def _code(exc: Exception) -> InstallCode:

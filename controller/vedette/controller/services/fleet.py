@@ -45,6 +45,7 @@ from vedette.controller.services.streams import Session
 from vedette.models.assignment import MAX_SLOTS, SlotAssignment
 from vedette.models.signing import SigningKey
 from vedette.wire.convert import AgentWord
+from vedette.wire.systemd import fields
 from vedette.wire.values import DesiredState, GenerationResult, Hello, Status, Welcome
 
 logger = logging.getLogger(__name__)
@@ -210,7 +211,7 @@ class Fleet:
         entry.reported_sequence = max(entry.reported_sequence, hello.highest_sequence)
         entry.record = replace(entry.record, facts=hello.facts, address=address, is_online=True)
         session.welcome(Welcome(time=self._clock.now(), status_interval_s=self._settings.status_interval_s))
-        logger.info("agent %s connected from %s", entry.record.name, address)
+        logger.info("agent %s connected from %s", entry.record.name, address, extra=fields(agent=entry.record.name))
         try:
             await self._catch_up(entry, session, hello)
             await self._tell(lambda observer: observer.on_presence(agent_id, is_online=True))
@@ -237,7 +238,8 @@ class Fleet:
                     newest = await self._issue(entry, entry.record.slots)
                 session.offer(await self._desired_state(newest))
         except ControllerError as exc:  # a full disk, say: the agent serves on, and its status is still wanted
-            logger.warning("agent %s gets no desired state: %s; %s", entry.record.name, exc.what, exc.why)
+            extra = fields(agent=entry.record.name, code=exc.code)
+            logger.warning("agent %s gets no desired state: %s; %s", entry.record.name, exc.what, exc.why, extra=extra)
 
     async def _is_held(self, entry: _Entry, hello: Hello) -> bool:
         """Take in what an agent runs that moved on after a restored backup; return whether nothing may be sent to it.
@@ -300,7 +302,7 @@ class Fleet:
             return
         entry.session = None
         entry.record = replace(entry.record, is_online=False)
-        logger.info("agent %s disconnected", entry.record.name)
+        logger.info("agent %s disconnected", entry.record.name, extra=fields(agent=entry.record.name))
         await self._tell(lambda observer: observer.on_presence(session.agent_id, is_online=False))
 
     def end_silent(self) -> None:
@@ -328,6 +330,7 @@ class Fleet:
         logger.info(
             "agent %s: assignment %d %s %s %s",
             entry.record.name, result.sequence, result.outcome, result.code, result.reason,
+            extra=fields(agent=entry.record.name, code=result.code),
         )  # fmt: skip
         if entry.newest and must_reissue_after(entry.newest, result) and session.reissued < _MOST_REISSUES:
             session.reissued += 1
@@ -411,7 +414,7 @@ class Fleet:
             return
         self._entries[agent.id] = _Entry(agent)
         self._ids[agent.name] = agent.id
-        logger.info("agent %s (%s) enrolled", agent.name, agent.id)
+        logger.info("agent %s (%s) enrolled", agent.name, agent.id, extra=fields(agent=agent.name))
         await self._tell(lambda observer: observer.on_enrolled(agent.id))
 
     async def label(self, name: str, wanted: Mapping[str, str], unwanted: Iterable[str]) -> AgentRecord:

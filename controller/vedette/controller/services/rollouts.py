@@ -30,6 +30,7 @@ from vedette.controller.domain.waves import parse_waves
 from vedette.controller.services.ports import Runner
 from vedette.models.assignment import SlotAssignment
 from vedette.wire import views
+from vedette.wire.systemd import fields
 from vedette.wire.values import GenerationResult, Severity, Status
 
 logger = logging.getLogger(__name__)
@@ -144,7 +145,8 @@ class RolloutService:
         for stored in await self._runner.run(self._store.unfinished):
             self._rollouts[stored.id] = stored
             await self._keep(machine.recovered(stored, self._clock.now()))
-            logger.info("rollout %s of %s is taken up again: %s", stored.id, stored.version, stored.state)
+            extra = fields(rollout=stored.id, model=stored.version)
+            logger.info("rollout %s of %s is taken up again: %s", stored.id, stored.version, stored.state, extra=extra)
 
     async def stop(self) -> None:
         """Stop in the background; everything is stored."""
@@ -185,7 +187,8 @@ class RolloutService:
             )
             await self._keep(rollout)
             self._look_at_all = True
-        logger.info("%s starts rollout %s: %s to %r", by, rollout.id, version, selector)
+        extra = fields(rollout=rollout.id, model=rollout.version)
+        logger.info("%s starts rollout %s: %s to %r", by, rollout.id, version, selector, extra=extra)
         self._wake.set()
         return machine.view(rollout)
 
@@ -215,7 +218,8 @@ class RolloutService:
             if rollout.id in self._rollouts:
                 await self._keep(rollout)
                 self._look_at_all = True
-        logger.info("%s: %s rollout %s", by, change.__name__, rollout.id)
+        extra = fields(rollout=rollout.id, model=rollout.version)
+        logger.info("%s: %s rollout %s", by, change.__name__, rollout.id, extra=extra)
         self._wake.set()
         return machine.view(rollout)
 
@@ -363,7 +367,8 @@ class RolloutService:
             self._changed.set()
             self._changed = asyncio.Event()
             if before and before.state is not rollout.state:
-                logger.info("rollout %s of %s: %s %s", rollout.id, rollout.version, rollout.state, rollout.reason)
+                text, extra = "rollout %s of %s: %s %s", fields(rollout=rollout.id, model=rollout.version)
+                logger.info(text, rollout.id, rollout.version, rollout.state, rollout.reason, extra=extra)
                 self._place_all |= rollout.state is views.RolloutState.SUCCEEDED
         if rollout.has_ended and not machine.pending_actions(rollout):
             self._rollouts.pop(rollout.id, None)

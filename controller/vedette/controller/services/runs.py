@@ -31,6 +31,7 @@ from vedette.models.recipes import RecipeSpec
 from vedette.models.release import Build
 from vedette.models.schema import FeatureSchema
 from vedette.models.version import __version__
+from vedette.wire.systemd import fields
 from vedette.wire.views import Run, RunState
 
 logger = logging.getLogger(__name__)
@@ -173,7 +174,7 @@ class RunService:
     async def resume(self) -> None:
         """Carry on what a stopped or killed controller left unfinished. Call once, after the database is open."""
         for record in await self._shop.runner.run(self._store.unfinished):
-            logger.info("run %s goes on from state %s", record.run, record.state)
+            logger.info("run %s goes on from state %s", record.run, record.state, extra=fields(run=record.run))
             self._carry_out(record)
 
     async def stop(self) -> None:
@@ -242,7 +243,7 @@ class RunService:
         except ControllerError as exc:
             await self._end_failed(record, live, ". ".join(filter(None, (exc.what, exc.why, exc.remedy))))
         except Exception:
-            logger.exception("run %s failed for a reason of our own", record.run)
+            logger.exception("run %s failed for a reason of our own", record.run, extra=fields(run=record.run))
             await self._end_failed(record, live, "the controller failed; its log says why")
         self._live.pop(record.run, None)
         live.wake()
@@ -273,7 +274,7 @@ class RunService:
     async def _store_step(self, record: RunRecord, event: RunEvent, live: _Live) -> RunRecord:
         record = runs.step(record, event, self._shop.clock.now())
         await self._shop.runner.run(self._store.save, record)
-        logger.info("run %s is %s", record.run, record.state)
+        logger.info("run %s is %s", record.run, record.state, extra=fields(run=record.run))
         if record.is_over:
             await asyncio.to_thread(_tidy, self._folder(record))
         live.tell(0.0, _STEPS[record.state])
@@ -327,7 +328,7 @@ class RunService:
         failed = runs.step(replace(record, error=error[:2000]), RunEvent.FAILED, self._shop.clock.now())
         await self._shop.runner.run(self._store.save, failed)
         await asyncio.to_thread(_tidy, self._folder(record))
-        logger.warning("run %s failed: %s", record.run, error)
+        logger.warning("run %s failed: %s", record.run, error, extra=fields(run=record.run))
         live.tell(0.0, _STEPS[RunState.FAILED])
 
     def _folder(self, record: RunRecord) -> Path:
