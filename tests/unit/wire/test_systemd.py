@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 
-from vedette.agent.domain.advice import AdvisedError
 from vedette.wire import systemd
 
 
@@ -72,7 +71,9 @@ def log(journal: Journal) -> Iterator[logging.Logger]:
     handler.close()
 
 
-class LinkCut(AdvisedError):
+class LinkCut(Exception):
+    """An error as both daemons have them: with a code."""
+
     code = "link-cut"
 
 
@@ -94,7 +95,7 @@ def test_what_a_log_call_knows_can_be_searched_for(journal: Journal, log: loggin
 
 
 def test_the_code_of_a_logged_error_needs_no_word_of_its_own(journal: Journal, log: logging.Logger):
-    error = LinkCut("no answer", "time out after 5 s", "check the cable")
+    error = LinkCut("no answer: time out after 5 s")
     log.warning("attempt %d: %s", 3, error)
     assert journal.entry()["VEDETTE_CODE"] == "link-cut"
     log.warning("%s", error, extra=systemd.fields(code="another"))
@@ -111,7 +112,7 @@ def test_text_of_several_lines_arrives_whole_and_can_forge_no_field(journal: Jou
 
 def test_an_exception_is_named_in_the_message_and_traced_in_a_field(journal: Journal, log: logging.Logger):
     try:
-        raise LinkCut("no answer", "why", "remedy")
+        raise LinkCut("no answer: why")
     except LinkCut:
         log.exception("batch %d is lost", 4)
     entry = journal.entry()
