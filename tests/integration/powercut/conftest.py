@@ -21,11 +21,13 @@ def crashed(tmp_path: Path) -> Crashed:
 
     @contextmanager
     def made(crash: Crash) -> Iterator[Path]:
-        folder = Path(tempfile.mkdtemp(dir=_MEMORY if _MEMORY.is_dir() else tmp_path, prefix="powercut-"))
+        place = Path(tempfile.mkdtemp(dir=_MEMORY if _MEMORY.is_dir() else tmp_path, prefix="powercut-"))
         try:
+            folder = place / "disk"
+            folder.mkdir()
             write_tree(crash.tree, folder)
             yield folder
         finally:
-            shutil.rmtree(folder)
+            shutil.rmtree(place)
 
     return made

@@ -48,8 +48,9 @@ def told(crash: Crash, name: str) -> list[Any]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)  # all of it takes minutes
 def test_after_a_power_cut_anywhere_everything_told_is_still_so(life: AgentLife, crashed: Crashed) -> None:
-    for crash in sampled(crashes(life.records), share_of(0.15)):
+    for crash in sampled(crashes(life.records), share_of(0.1)):
         with crashed(crash) as folder:
             try:
                 _check(folder / STATE, crash)
@@ -58,6 +59,7 @@ def test_after_a_power_cut_anywhere_everything_told_is_still_so(life: AgentLife,
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)  # all of it takes minutes
 async def test_after_a_power_cut_the_program_comes_back_and_takes_what_is_wanted(
     life: AgentLife, crashed: Crashed
 ) -> None:

@@ -47,8 +47,9 @@ def life(tmp_path_factory: pytest.TempPathFactory) -> list[Record]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)  # all of it takes minutes
 def test_after_a_power_cut_anywhere_everything_answered_is_there(life: list[Record], crashed: Crashed) -> None:
-    for crash in sampled(crashes(life, unrecorded=UNRECORDED), share_of(0.3)):
+    for crash in sampled(crashes(life, unrecorded=UNRECORDED), share_of(0.15)):
         with crashed(crash) as folder:
             try:
                 _check(folder / DATA, crash)
@@ -57,6 +58,7 @@ def test_after_a_power_cut_anywhere_everything_answered_is_there(life: list[Reco
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)  # all of it takes minutes
 async def test_after_a_power_cut_the_server_comes_back_and_serves_its_agents(
     life: list[Record], crashed: Crashed
 ) -> None:

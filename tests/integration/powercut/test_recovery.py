@@ -72,10 +72,11 @@ def life(tmp_path_factory: pytest.TempPathFactory) -> list[Record]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)  # all of it takes minutes
 def test_after_a_power_cut_anywhere_it_is_the_old_controller_or_the_restored_one(
     life: list[Record], crashed: Crashed
 ) -> None:
-    for crash in sampled(crashes(life), share_of(0.15)):
+    for crash in sampled(crashes(life), share_of(0.1)):
         if crash.facts:
             with crashed(crash) as folder:
                 try:
