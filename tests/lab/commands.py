@@ -92,6 +92,7 @@ def execute(
     Raises:
         CommandFailed: It ended otherwise than expected, or not in time.
     """
+    __tracebackhide__ = True
     shown, begun = shown or shlex.join(words), time.monotonic()
     with subprocess.Popen(
         words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment, cwd=cwd,
@@ -127,6 +128,7 @@ def wait_until(what: str, holds: Callable[[], Value], timeout: float = 30) -> Va
     Raises:
         NeverHappened: It was not true in time; the message has the last answer.
     """
+    __tracebackhide__ = True
     end, last = time.monotonic() + timeout, "nothing"
     while True:
         try:

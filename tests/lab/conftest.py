@@ -56,7 +56,8 @@ class _Progress:
         self._spent[report.nodeid] = self._spent.get(report.nodeid, 0.0) + report.duration
         if report.when == "call" or not report.passed:
             name = report.nodeid.partition("::")[2].removeprefix("test_").replace("_", " ")
-            print(f"{self._spent[report.nodeid]:7.1f} s  {report.outcome}  {name}", flush=True)
+            measured = "".join(f", {what} {value}" for what, value in report.user_properties)
+            print(f"{self._spent[report.nodeid]:7.1f} s  {report.outcome}  {name}{measured}", flush=True)
 
     def __init__(self) -> None:
         self._spent: dict[str, float] = {}
