@@ -118,7 +118,7 @@ def _claim(data_dir: Path) -> None:
     if MARKER in present:
         for name in present:
             if name != MARKER:
-                _delete(data_dir / name)
+                delete(data_dir / name)
     elif DATABASE in present:
         remedy = f"vedette-controller serve --config {data_dir / CONFIG} runs it"
         raise AlreadyThere("already-initialised", f"{data_dir} holds a controller already", remedy=remedy)
@@ -130,7 +130,8 @@ def _claim(data_dir: Path) -> None:
     sync_folder(data_dir)
 
 
-def _delete(path: Path) -> None:
+def delete(path: Path) -> None:
+    """Remove a file, or a folder with all that is in it."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:

@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import BinaryIO
 
 from vedette.controller.adapters.backup import Told, copy_blob, read_manifest
-from vedette.controller.adapters.blobs import BlobStore, sync_folder
-from vedette.controller.adapters.initialise import BLOBS, COMMITTED, DATABASE
+from vedette.controller.adapters.blobs import BlobStore, make_folder, sync_folder
+from vedette.controller.adapters.initialise import BLOBS, COMMITTED, DATABASE, delete
 from vedette.controller.adapters.keys import KeyRing, write_file
 from vedette.controller.adapters.sqlite.copies import settle
 from vedette.controller.adapters.sqlite.database import Database, Migration
@@ -34,6 +34,7 @@ from vedette.models.release import Blob
 _STAGE = "restore.new"
 _FILES = "files"
 _ASIDE = "aside"
+_CLEARED = "cleared"
 _SPARE_BYTES = 16 << 20
 _REPLACED = ("controller.db-wal", "controller.db-shm", "runs", "staging", ".initialising")
 """What goes aside though a backup has none of it."""
@@ -121,7 +122,7 @@ def finish_restore(data_dir: Path) -> None:
             return
         if (committed / _ASIDE).exists():
             aside = data_dir / (committed / _ASIDE).read_text()
-            _replace_all(data_dir, committed / _FILES, aside)
+            _replace_all(data_dir, committed, aside)
             _adopt_blobs(committed / BLOBS, BlobStore(data_dir / BLOBS))
             (committed / _ASIDE).unlink()
             sync_folder(committed)
@@ -129,26 +130,42 @@ def finish_restore(data_dir: Path) -> None:
         sync_folder(data_dir)
 
 
-def _replace_all(data_dir: Path, files: Path, aside: Path) -> None:
+def _replace_all(data_dir: Path, committed: Path, aside: Path) -> None:
+    """Move what is there aside, then what is new in; a mark between the two says which a name found twice is.
+
+    By POSIX a power cut may keep the old name of a file that was renamed into another folder.
+    """
+    files = committed / _FILES
     names = sorted(path.name for path in files.iterdir() if path.name != DATABASE)
-    for name in (*_REPLACED, *names):
-        _move_aside(data_dir / name, aside)
+    if not (committed / _CLEARED).exists():
+        _clear(data_dir, names, aside)
+        write_file(committed / _CLEARED, b"", mode=0o600)
     for name in names:
-        (files / name).rename(data_dir / name)
+        if os.path.lexists(data_dir / name):
+            delete(files / name)
+        else:
+            (files / name).rename(data_dir / name)
+    sync_folder(data_dir)
     if (files / DATABASE).exists():  # last, and in one step: a unit starts only where there is a database
-        if (data_dir / DATABASE).exists() and not (aside / DATABASE).exists():
-            aside.mkdir(mode=0o700, exist_ok=True)
-            os.link(data_dir / DATABASE, aside / DATABASE)
-            sync_folder(aside)
         (files / DATABASE).replace(data_dir / DATABASE)
     sync_folder(data_dir)
 
 
-def _move_aside(path: Path, aside: Path) -> None:
-    if os.path.lexists(path) and not os.path.lexists(aside / path.name):
-        aside.mkdir(mode=0o700, exist_ok=True)
-        path.rename(aside / path.name)
-        sync_folder(aside)
+def _clear(data_dir: Path, names: list[str], aside: Path) -> None:
+    present = [name for name in (*_REPLACED, *names, DATABASE) if os.path.lexists(data_dir / name)]
+    if not present:
+        return
+    make_folder(aside)
+    for name in present:
+        if os.path.lexists(aside / name):
+            if name != DATABASE:
+                delete(data_dir / name)
+        elif name == DATABASE:
+            os.link(data_dir / name, aside / name)
+        else:
+            (data_dir / name).rename(aside / name)
+    sync_folder(aside)
+    sync_folder(data_dir)
 
 
 def _adopt_blobs(source: Path, target: BlobStore) -> None:
