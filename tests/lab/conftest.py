@@ -24,7 +24,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    seconds = _SOAK_S if config.getoption("--soak") else _SCENARIO_S
+    seconds = _SOAK_S if config.getoption("--soak", default=False) else _SCENARIO_S
     why = ground.missing()
     for item in items:
         if _HERE not in item.path.parents:
@@ -71,7 +71,7 @@ def packages() -> Packages:
 
 @pytest.fixture
 def lab(request: pytest.FixtureRequest, packages: Packages) -> Iterator[Lab]:
-    made = Lab(ground.break_ground(), packages, is_soak=request.config.getoption("--soak"))
+    made = Lab(ground.break_ground(), packages, is_soak=request.config.getoption("--soak", default=False))
     try:
         yield made
     finally:
