@@ -137,7 +137,7 @@ _ZSH = """\
             esac ;;
     esac
 }}
-if [[ $zsh_eval_context[-1] == loadautofunc ]]; then
+if [[ $funcstack[1] == _{program} ]]; then
     {function} "$@"
 else
     compdef {function} {program}

@@ -69,12 +69,12 @@ class Verb:
 
 def agent() -> Verb:
     """Return what ``vedette-agent`` shows."""
-    return _from_argparse(agent_cli._parser(), "", describe_settings(agent_settings.OPTIONS))
+    return _from_argparse(agent_cli.command_parser(), "", describe_settings(agent_settings.OPTIONS))
 
 
 def controller() -> Verb:
     """Return what ``vedette-controller`` shows."""
-    return _from_argparse(controller_main._parser(), "", describe_settings(controller_settings.OPTIONS))
+    return _from_argparse(controller_main.command_parser(), "", describe_settings(controller_settings.OPTIONS))
 
 
 def admin() -> Verb:

@@ -55,11 +55,11 @@ class _Parser(argparse.ArgumentParser):
 def run_command(arguments: Sequence[str]) -> int:
     """Run one command and return its exit code."""
     try:
-        options = _parser().parse_args(arguments)
+        options = command_parser().parse_args(arguments)
     except SystemExit as exc:  # --help, --version, or a mistake that was told already
         return int(exc.code or 0)
     if options.verb is None:
-        _parser().print_help(sys.stderr)
+        command_parser().print_help(sys.stderr)
         return EXIT_USAGE
     level = logging.DEBUG if options.verbose else logging.INFO if options.verb == "run" else logging.WARNING
     log_to_journal_or_stderr(level, "%(levelname)s %(name)s: %(message)s", "vedette-agent")
@@ -106,7 +106,8 @@ def _complain(*lines: str) -> None:
     sys.stderr.write("".join(f"{line}\n" for line in lines))
 
 
-def _parser() -> _Parser:
+def command_parser() -> _Parser:
+    """Return the parser of all commands; help, manual pages and completion are made from it."""
     parser = _Parser(
         prog="vedette-agent",
         description="Runs models on this appliance and tells a controller how they do; serves on without one.",

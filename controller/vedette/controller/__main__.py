@@ -93,7 +93,7 @@ class _Parser(argparse.ArgumentParser):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the program; return its exit code: 0 done, 1 failed, 2 usage, 3 not found, 4 refused."""
-    parser = _parser()
+    parser = command_parser()
     options = parser.parse_args(arguments)
     if options.run is None:
         parser.print_help(sys.stderr)
@@ -120,7 +120,8 @@ def exit_code_of(exc: ControllerError | SettingsError) -> int:
     return 1
 
 
-def _parser() -> argparse.ArgumentParser:
+def command_parser() -> argparse.ArgumentParser:
+    """Return the parser of all commands; help, manual pages and completion are made from it."""
     raw = argparse.RawDescriptionHelpFormatter
     parser = _Parser("vedette-controller", description=_TEXT, formatter_class=raw)
     parser.add_argument("--version", action="version", version=f"vedette-controller {__version__}")

@@ -18,6 +18,7 @@ from tests.support.terminal import Terminal
 SHELLS = {
     "bash": ["bash", "--norc", "--noprofile", "-i"],
     "zsh": ["zsh", "-f", "-i"],
+    "zsh-installed": ["zsh", "-f", "-i"],
     "fish": ["fish", "--no-config", "-i"],
 }
 PROGRAMS = [surface.agent(), surface.controller()]
@@ -44,7 +45,7 @@ def scripts(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(params=SHELLS)
 def shell(request: pytest.FixtureRequest, scripts: Path, tmp_path: Path) -> Iterator[tuple[str, Terminal]]:
     """A shell with our scripts, in a folder with a file ctl.toml; vedette is a program that knows one version."""
-    name = request.param
+    name, _, is_installed = request.param.partition("-")
     if shutil.which(name) is None:
         pytest.skip(f"needs {name}")
     (tmp_path / "bin").mkdir()
@@ -52,10 +53,11 @@ def shell(request: pytest.FixtureRequest, scripts: Path, tmp_path: Path) -> Iter
     (tmp_path / "bin/vedette").chmod(0o755)
     (tmp_path / "ctl.toml").touch()
     environment = {"PATH": f"{tmp_path}/bin:{os.environ['PATH']}", "HOME": str(tmp_path), "LANG": "C.UTF-8"}
-    with Terminal(SHELLS[name], environment, tmp_path) as terminal:
+    with Terminal(SHELLS[request.param], environment, tmp_path) as terminal:
         if name == "zsh":
-            terminal.type("autoload -Uz compinit && compinit -D; setopt no_beep\n")
-        for script in sorted((scripts / name).iterdir()):
+            found = f"fpath=({scripts}/zsh $fpath); " if is_installed else ""
+            terminal.type(f"{found}autoload -Uz compinit && compinit -u -D; setopt no_beep\n")
+        for script in [] if is_installed else sorted((scripts / name).iterdir()):
             terminal.type(f"source {script}\n")
         terminal.type("echo re''ady\n")
         terminal.until("ready")
@@ -104,6 +106,20 @@ def test_live_words_with_a_colon_are_completed_whole(shell: tuple[str, Terminal]
     terminal.type("vedette rollout start flow-threat:1\t")
     terminal.until(r"rollout start flow-threat\\?:12 ")
     assert "vedette rollout start flow-threat:1" in (tmp_path / "asked").read_text()
+
+
+@pytest.mark.parametrize("program", ["vedette", "vedette-agent"])
+def test_completion_works_each_time(shell: tuple[str, Terminal], program: str):
+    """A file that zsh loads when it is needed is run in two ways: when it is loaded, and after."""
+    terminal = shell[1] if program == "vedette" else _needs(shell, "bash", "zsh")
+    typed, completed = {
+        "vedette": ("vedette rollout start flow-t\t", r"start flow-threat\\?:12 "),
+        "vedette-agent": ("vedette-agent stat\t", "vedette-agent status "),
+    }[program]
+    for _ in range(4):
+        terminal.type(typed)
+        terminal.until(completed)
+        terminal.type("\x15")  # Ctrl-U: an empty line
 
 
 @pytest.mark.parametrize("program", PROGRAMS, ids=[program.path for program in PROGRAMS])

@@ -4,7 +4,7 @@ Rules: ``write`` only queues and never waits for the disk; a thread of its own w
 what does not fit is counted, never waited for. Lines are whole: what a full disk cut is taken back, and a file that a
 power cut left without its last newline gets one first. The disk may be full or the folder gone: the sink says so once,
 counts what it loses and goes on by itself when there is room again. A file that was renamed or deleted under it gets no
-further line: before each write the sink looks whether its file still has its name, so that no signal has to come in time.
+further line: before each write the sink looks whether its file still has its name, so no signal has to come in time.
 """
 
 from __future__ import annotations

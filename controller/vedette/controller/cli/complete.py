@@ -1,8 +1,9 @@
 """Live words for the shell: agents, models, versions, rollouts, datasets. Silence when nobody answers.
 
 Whoever presses TAB wants words or nothing: whatever goes wrong here, from a settings file that is not TOML to a
-controller that never answers, is an empty list within a second. click's own scripts serve zsh and fish; bash has
-one here, because click's takes the words as bash cuts them: at the ``:`` of a version and the ``=`` of a label.
+controller that never answers, is an empty list within a second. click's own scripts serve fish and, but for
+one line, zsh; bash has one here, because click's takes the words as bash cuts them: at the ``:`` of a version and the
+``=`` of a label.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 import click
-from click.shell_completion import BashComplete, CompletionItem, add_completion_class, split_arg_string
+from click.shell_completion import BashComplete, CompletionItem, ZshComplete, add_completion_class, split_arg_string
 
 from vedette.controller.cli.session import Session, current
 
@@ -57,7 +58,16 @@ class _Bash(BashComplete):
         return (words, "") if not words or line[-1:].isspace() else (words[:-1], words[-1])
 
 
+class _Zsh(ZshComplete):
+    """Completion for zsh that works each time; click's, installed as a file, does nothing at every second call."""
+
+    source_template = ZshComplete.source_template.replace(
+        "$zsh_eval_context[-1] == loadautofunc", "$funcstack[1] == _%(prog_name)s"
+    )
+
+
 add_completion_class(_Bash)
+add_completion_class(_Zsh)
 
 Complete = Callable[[click.Context, click.Parameter, str], list[CompletionItem]]
 
