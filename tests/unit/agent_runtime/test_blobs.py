@@ -37,6 +37,15 @@ def test_a_sealed_copy_is_the_checked_bytes_and_can_never_change(blobs: Blobs) -
     assert blobs.read(BLOB) == DATA
 
 
+@pytest.mark.parametrize("name", ["", "sha256", "partial"])
+def test_a_file_in_the_place_of_a_folder_is_an_error_that_names_it(tmp_path: Path, name: str) -> None:
+    file = tmp_path / "blobs" / name
+    file.parent.mkdir(exist_ok=True)
+    file.touch()
+    with pytest.raises(StateError, match=str(tmp_path)):
+        Blobs(tmp_path / "blobs")
+
+
 def shorten(path: Path) -> None:
     path.write_bytes(DATA[:-1])
 

@@ -243,7 +243,7 @@ def make_folder(folder: Path) -> None:
 
     A file that is synced in a folder whose own name is not can go with the folder.
     """
-    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    missing = [path for path in (folder, *folder.parents) if not path.is_dir()]
     for path in reversed(missing):
         path.mkdir(mode=0o700, exist_ok=True)
         sync_folder(path.parent)
