@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import sys
 import time
@@ -41,6 +42,8 @@ def fall_ill(fault: str) -> None:
             app.Agent._take_signals = block_on_hangup  # type: ignore[method-assign]
         case "start":
             app.run_agent = fail  # type: ignore[assignment]
+        case "stopped":  # after the wait, before the event loop takes signals
+            app.run_agent = lambda _: os.kill(os.getpid(), signal.SIGTERM)  # type: ignore[assignment, return-value]
         case _:
             raise ValueError(fault)
 

@@ -273,7 +273,7 @@ def _configure(options: argparse.Namespace) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from vedette.agent.adapters.restarts import StoppedWhileWaiting, paced_start
+    from vedette.agent.adapters.restarts import StoppedEarly, paced_start
 
     faulthandler.enable()  # the watchdog's SIGABRT writes where every thread stood
     try:
@@ -282,7 +282,7 @@ def _run(options: argparse.Namespace) -> int:
             from vedette.agent.app import run_agent
 
             return run_agent(settings)
-    except StoppedWhileWaiting:
+    except StoppedEarly:
         return 0
 
 

@@ -167,6 +167,15 @@ async def test_the_third_failure_in_a_row_makes_the_next_start_wait_and_a_stop_f
     assert (await manager.told())["STATUS"] == "loading the last good models"
 
 
+async def test_a_stop_before_the_loop_takes_signals_is_no_failure_either(
+    daemon: Daemon, manager: Manager, runtime: Path
+) -> None:
+    await fail_to_start(daemon)
+    process = await daemon._spawn("run", module=("tests.support.ailing_agent", "stopped"))
+    assert await process.wait() == 0
+    assert left_in(runtime) == []
+
+
 async def test_a_run_that_ends_well_forgets_the_failures_before_it(
     daemon: Daemon, manager: Manager, runtime: Path
 ) -> None:

@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import NoReturn
 
 from vedette.agent.adapters.files import FileTooLarge, read_file
 from vedette.agent.domain.restarts import Start, next_start
@@ -28,8 +29,8 @@ _TELL_MORE_S = 3 * _TELL_S
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
-class StoppedWhileWaiting(Exception):
-    """The service manager stopped a start that still waited."""
+class StoppedEarly(BaseException):
+    """The service manager stopped a start before it took signals itself. No fault, so no handler of faults takes it."""
 
 
 @contextmanager
@@ -37,7 +38,7 @@ def paced_start() -> Iterator[None]:
     """Wait as long as the failures before this start ask for; what ends well within forgets them.
 
     Raises:
-        StoppedWhileWaiting: SIGTERM or SIGINT came first; the failures are forgotten.
+        StoppedEarly: SIGTERM came before the agent took signals itself; the failures are forgotten.
     """
     folder = os.environ.get("RUNTIME_DIRECTORY", "").partition(":")[0]
     if not folder or not os.environ.get("NOTIFY_SOCKET"):
@@ -49,11 +50,16 @@ def paced_start() -> Iterator[None]:
         path.write_text(json.dumps({"failures": start.failures, "at_s": start.at_s}))
     try:
         _wait(start)
+        signal.signal(signal.SIGTERM, _stop)  # until the event loop takes it: a stop is no failure at any instant
         yield
-    except StoppedWhileWaiting:
+    except StoppedEarly:
         path.unlink(missing_ok=True)
         raise
     path.unlink(missing_ok=True)
+
+
+def _stop(*_: object) -> NoReturn:
+    raise StoppedEarly
 
 
 def _last(path: Path) -> Start | None:
@@ -78,7 +84,7 @@ def _wait(start: Start) -> None:
         while (left := ends - time.monotonic()) > 0:
             _tell(f"{start.failures} failures in a row; next try in {left:.0f} s")
             if signal.sigtimedwait(_STOP_SIGNALS, min(left, _TELL_S)) is not None:
-                raise StoppedWhileWaiting
+                raise StoppedEarly
     finally:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOP_SIGNALS)
 
