@@ -95,7 +95,7 @@ class Host:
         Raises:
             LabError: It is not up.
         """
-        if not self.is_up:
+        if not self.is_up or self._leader <= 1:  # a signal to 0 would go to all of our own processes
             raise LabError(f"{self.name} is not up")
         return self._leader
 
@@ -152,6 +152,15 @@ class Host:
             with suppress(ProcessLookupError):
                 self._supervisor.kill()
         self._await_end(30)
+
+    def end(self) -> None:
+        """Leave no process of it, in whatever state it is; may be called again."""
+        if self.is_up:
+            with suppress(LabError, ProcessLookupError):
+                os.kill(self.leader, signal.SIGKILL)
+        if self._supervisor is not None:
+            self._supervisor.kill()
+            self._await_end(30)
 
     def power_cut(self) -> None:
         """Kill it, and take from its volumes what had not reached the disk; see :mod:`tests.lab.volume`.
@@ -335,4 +344,4 @@ class Host:
     def _await_end(self, timeout: float) -> None:
         if self._supervisor is not None:
             self._supervisor.wait(timeout)
-            self._supervisor = None
+            self._supervisor, self._leader = None, 0

@@ -16,7 +16,6 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -240,8 +239,7 @@ class Lab:
         for exporter in self.exporters:
             exporter.stop()
         for host in self.hosts.values():
-            with suppress(LabError, ProcessLookupError):
-                host.kill()
+            host.end()
         self.ground.sweep()
 
     def _add(self, name: str, image: Image, *, is_read_only: bool = False) -> Host:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.lab import ground
-from tests.lab.commands import CommandFailed, NeverHappened, execute, wait_until
+from tests.lab.commands import CommandFailed, LabError, NeverHappened, execute, wait_until
 from tests.lab.host import Host
 from tests.lab.lab import Lab
 
@@ -148,6 +148,15 @@ def test_a_unit_can_be_told_another_time(lab: Lab) -> None:
     wait_until("it believes in 2031", lambda: host.read("/run/year").strip() == "2031")
     host.clock("teller", None)
     wait_until("it believes in today", lambda: host.read("/run/year") == host.run("date +%Y").out)
+
+
+def test_a_host_that_cannot_boot_says_why_and_leaves_nothing(lab: Lab) -> None:
+    host = lab.bare("one")
+    (host.root / "lib/systemd/systemd").unlink()
+    with pytest.raises(LabError, match="systemd: not found"):
+        host.boot()
+    host.end()
+    assert not host.is_up
 
 
 def test_a_command_that_hangs_is_killed_and_named(lab: Lab) -> None:
