@@ -183,9 +183,12 @@ def _init(options: argparse.Namespace) -> int:
 
 
 def _serve(options: argparse.Namespace) -> int:
+    from vedette.controller.adapters.service_user import become_owner
     from vedette.controller.app import serve
 
-    serve(ControllerSettings.load(options.config))
+    settings = ControllerSettings.load(options.config)
+    become_owner(settings.data_dir)  # root would leave files that the service cannot write
+    serve(settings)
     return 0
 
 

@@ -51,6 +51,9 @@ def run_backup(settings: ControllerSettings, target: Path, *, with_blobs: bool) 
         ControllerError: It cannot be made; no file of its name is left.
     """
     now = datetime.now(UTC)
+    with typed_os_errors(settings.data_dir):
+        if target.is_dir() and target.stat().st_uid == settings.data_dir.stat().st_uid:
+            become_owner(target)  # the nightly backup must be able to go on with what root leaves there
     if not target.is_dir():
         made = back_up(settings, MIGRATIONS, target, with_blobs=with_blobs, now=now, told=Progress())
         return _backed_up(made)

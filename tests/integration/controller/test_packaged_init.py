@@ -92,6 +92,33 @@ def test_a_cut_one_is_made_anew_by_the_same_command(host: Path, run: Run):
     assert not (host / "data" / MARKER).exists()
 
 
+def test_a_backup_that_root_makes_among_the_nightly_ones_is_the_service_users(host: Path, run: Run):
+    assert run("init", "--dns", "ctl.example").returncode == 0
+    folder = host / "backups"
+    folder.mkdir()
+    shutil.chown(folder, "nobody")
+
+    done = run("backup", str(folder))
+
+    assert done.returncode == 0, done.stderr
+    nobody = pwd.getpwnam("nobody").pw_uid
+    assert {path.stat().st_uid for path in (*folder.rglob("*"), *(host / "data").rglob("*"))} == {nobody}
+    assert len(list(folder.glob("vedette-*.tar"))) == 1
+
+
+def test_what_root_restores_is_the_service_users_though_only_root_can_read_the_backup(host: Path, run: Run):
+    assert run("init", "--dns", "ctl.example").returncode == 0
+    assert run("backup", str(host / "root.tar")).returncode == 0
+    assert (host / "root.tar").stat().st_uid == 0
+
+    done = run("restore", str(host / "root.tar"), "--data-dir", str(host / "data"), "--yes")
+
+    assert done.returncode == 0, done.stderr
+    nobody = pwd.getpwnam("nobody").pw_uid
+    assert {path.stat().st_uid for path in (host / "data").rglob("*")} == {nobody}
+    assert run("check").returncode == 0
+
+
 def test_an_ordinary_user_is_told_to_be_root(host: Path, run: Run):
     config = host / "etc.toml"
     words = [sys.executable, "-c", _AS_USER, str(config)]
