@@ -162,6 +162,9 @@ async def test_a_held_slot_is_not_emptied_by_a_decision_about_another(story: Sto
                 await served.controller.rooms.fleet.set_slot(edge.id, served.release(9))
             with pytest.raises(Refused, match="is held"):
                 await served.controller.rooms.fleet.clear_slot(edge.id, "flow-threat")
+            rollouts = served.controller.rooms.rollouts
+            with pytest.raises(Refused, match="are held by what they run in other slots"):
+                await rollouts.begin("flow-threat:1", "", ["100%"], soak_s=0, timeout_s=60, by="t")
 
 
 async def test_an_agent_that_did_not_move_is_asked_for_what_was_wanted(story: Story):

@@ -86,6 +86,11 @@ def held_condition(agent: AgentRecord) -> Condition | None:
     return Condition(code="held-after-restore", severity=Severity.WARNING, text=text, since=agent.moved_on)
 
 
+def held_beside(agent: AgentRecord, slot: str) -> tuple[str, ...]:
+    """Return what an agent runs in other slots that is not known here: an assignment about ``slot`` would end it."""
+    return tuple(item.partition(" ")[2] for item in agent.held if item.partition(" ")[0] != slot)
+
+
 def has_failed(agent: AgentRecord) -> bool:
     """Return whether the agent refused or failed at the newest assignment issued to it."""
     if agent.desired_sequence == 0:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Protocol
 
-from vedette.controller.domain.agents import AgentRecord
+from vedette.controller.domain.agents import AgentRecord, held_beside
 from vedette.controller.domain.clock import Clock
 from vedette.controller.domain.desired import (
     FleetObserver,
@@ -503,7 +503,7 @@ def _check_sequence(sequence: int) -> None:
 
 def _check_not_held(record: AgentRecord, slot: str) -> None:
     """Check that an assignment with a decision for one slot would take nothing from an agent that is held."""
-    others = [item for item in record.held if item.partition(" ")[0] != slot]
+    others = held_beside(record, slot)
     if others:
         why = f"it runs {', '.join(others)}, unknown here since an older backup was restored"
         raise Refused("agent-held", f"agent {record.name} is held", why, "restore a newer backup")

@@ -19,7 +19,7 @@ from datetime import datetime, timedelta
 from typing import Protocol
 
 from vedette.controller.domain import rollout as machine
-from vedette.controller.domain.agents import AgentRecord
+from vedette.controller.domain.agents import AgentRecord, held_beside
 from vedette.controller.domain.clock import Clock
 from vedette.controller.domain.desired import Desired, FleetView
 from vedette.controller.domain.errors import DiskFull, InvalidInput, NotFound, Refused, StoreFailed
@@ -173,6 +173,7 @@ class RolloutService:
         async with self._lock:
             await self._take_back()
             agents = [agent for agent in await self._fleet.agents(selector) if not agent.revoked]
+            _check_none_held(agents, wanted.model)
             rollout = plan(
                 await self._runner.run(self._store.next_id),
                 wanted,
@@ -445,6 +446,14 @@ class RolloutService:
             logger.info("agent %s came later and gets %s", agent.name, item.version)
         except (NotFound, Refused) as exc:
             logger.warning("agent %s should run %s: %s; %s", agent.name, item.version, exc.what, exc.why)
+
+
+def _check_none_held(agents: Iterable[AgentRecord], slot: str) -> None:
+    held = [f"{agent.name} ({', '.join(others)})" for agent in agents if (others := held_beside(agent, slot))]
+    if held:
+        why = f"{', '.join(held[:5])}{' …' if len(held) > 5 else ''}: unknown here since an older backup was restored"
+        what = f"{len(held)} of these agents are held by what they run in other slots"
+        raise Refused("agent-held", what, why, "restore a newer backup, move those slots on first, or leave them out")
 
 
 def _why_left(agent: AgentRecord, rollout: Rollout) -> str:
