@@ -6,6 +6,9 @@ MAX_MESSAGE_BYTES = 4 * 1024 * 1024
 CHUNK_BYTES = 256 * 1024
 """Of one piece of a streamed file. Larger chunks gained nothing on loopback and cost memory per peer."""
 
+DOWNLOAD_CHUNK_BYTES = 32 * 1024
+"""Of one piece of a blob on its way to an agent: what a cut costs, a second of a line of 256 kbit/s."""
+
 MAX_SLOTS = 16
 """Of one agent."""
 

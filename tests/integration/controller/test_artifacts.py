@@ -6,7 +6,7 @@ from grpc import aio
 
 from tests.support.controller import Appliance, Running, code_of
 from vedette.models.documents import digest_of
-from vedette.wire.limits import CHUNK_BYTES
+from vedette.wire.limits import DOWNLOAD_CHUNK_BYTES
 from vedette.wire.v1 import artifacts_pb2
 
 
@@ -30,7 +30,7 @@ async def test_an_agent_reads_the_build_golden_and_reference_it_shall_run(served
         data, chunks = await read(edge, digest)
         assert digest_of(data) == digest
         assert {chunk.total_bytes for chunk in chunks} == {len(data)}
-        assert all(len(chunk.data) <= CHUNK_BYTES for chunk in chunks)
+        assert all(len(chunk.data) <= DOWNLOAD_CHUNK_BYTES for chunk in chunks)
     assert len(list(served.controller.rooms.blobs.digests())) == 3
 
 
@@ -39,8 +39,8 @@ async def test_a_download_resumes_at_any_byte(served: Running):
     target = served.release()
     await served.controller.rooms.fleet.set_slot(edge.id, target)
     whole, _ = await read(edge, target.build)
-    assert len(whole) > 2 * CHUNK_BYTES
-    for offset in (1, CHUNK_BYTES - 1, CHUNK_BYTES, len(whole) - 1, len(whole)):
+    assert len(whole) > 2 * DOWNLOAD_CHUNK_BYTES
+    for offset in (1, DOWNLOAD_CHUNK_BYTES - 1, DOWNLOAD_CHUNK_BYTES, len(whole) - 1, len(whole)):
         rest, chunks = await read(edge, target.build, offset)
         assert rest == whole[offset:]
         assert chunks[0].offset == offset

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter, deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
@@ -20,7 +20,7 @@ from typing import Any, Protocol
 
 import grpc
 
-from vedette.agent.adapters.channels import OPTIONS, ControllerUnreachable, call_error, credentials
+from vedette.agent.adapters.channels import BULK_OPTIONS, OPTIONS, ControllerUnreachable, call_error, credentials
 from vedette.agent.adapters.identity import Identity
 from vedette.agent.adapters.waiting import either
 from vedette.agent.domain.advice import AdvisedError
@@ -173,7 +173,7 @@ class Link:
                 it ended.
         """
         self._stand(LinkState.CONNECTING, address)
-        async with self._channel(address) as control, self._channel(address) as bulk:
+        async with self._channel(address, OPTIONS) as control, self._channel(address, BULK_OPTIONS) as bulk:
             call = fleet_pb2_grpc.FleetStub(control).Connect()  # type: ignore[no-untyped-call,unused-ignore]
             try:
                 interval_s = await self._welcome(call, address, desk)
@@ -236,10 +236,10 @@ class Link:
             await self._clock.sleep(_STATUS_GAP_S)
 
     @asynccontextmanager
-    async def _channel(self, address: str) -> AsyncIterator[grpc.aio.Channel]:
+    async def _channel(self, address: str, options: Sequence[tuple[str, str | int]]) -> AsyncIterator[grpc.aio.Channel]:
         known = self._identity
         trusted = credentials(known.ca, known.key, known.certificate)
-        async with grpc.aio.secure_channel(address, trusted, options=OPTIONS) as channel:
+        async with grpc.aio.secure_channel(address, trusted, options=options) as channel:
             yield channel
 
     def _failed(self, exc: AdvisedError) -> None:

@@ -14,7 +14,7 @@ from vedette.controller.services.ports import Runner
 from vedette.models.assignment import SlotAssignment
 from vedette.models.release import RELEASE_TYPE, Release
 from vedette.models.signing import unseal
-from vedette.wire.limits import CHUNK_BYTES
+from vedette.wire.limits import DOWNLOAD_CHUNK_BYTES
 
 _MOST_RELEASES = 256
 
@@ -85,7 +85,7 @@ class Artifacts:
         with self._blobs.open(digest) as source:
             source.seek(offset)
             while True:
-                data = await asyncio.to_thread(source.read, CHUNK_BYTES)
+                data = await asyncio.to_thread(source.read, DOWNLOAD_CHUNK_BYTES)
                 yield Piece(offset, data, total)
                 offset += len(data)
                 self.sent_bytes += len(data)
