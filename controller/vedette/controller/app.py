@@ -231,6 +231,7 @@ def _migrated(settings: ControllerSettings) -> Iterator[Database]:
             why = f"it has {', '.join(unknown[:5])}, which version {__version__} does not know"
             raise Refused("database-newer", "the database was written by a newer controller", why, "install that one")
         database.migrate(MIGRATIONS)
+        database.make_durable()
         yield database
 
 

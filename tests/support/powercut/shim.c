@@ -14,6 +14,9 @@
  * SQLite never syncs it and rebuilds it when it opens a file after a crash. Times of files, owners and extended
  * attributes are not written down. sync_file_range() promises nothing about a power cut and is left alone.
  *
+ * POWERCUT_KILL_AT_SYNC, which a program may set in itself, makes its next sync its end: what it wrote stays in the
+ * kernel's memory, where the next program finds it, and is not durable.
+ *
  * fsync() is written down and not passed on: durable is what the log says, and the disk of the test is not asked.
  */
 #define _GNU_SOURCE
@@ -21,6 +24,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -468,6 +472,8 @@ static int synced(int fd, long number)
     const char *path = file_below(fd, name, &file);
     if (!path)
         return syscall(number, fd);
+    if (getenv("POWERCUT_KILL_AT_SYNC"))
+        raise(SIGKILL);
     int log = lock_log();
     int op = S_ISDIR(file.st_mode) ? FSYNC_FOLDER : FSYNC;
     note(log, (struct head){.op = op, .inode = file.st_ino}, path, NULL, NULL);
