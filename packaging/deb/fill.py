@@ -66,8 +66,9 @@ def fill(role: str, wheels: Path, root: Path) -> list[Notice]:
     notices = gather(site)
     for left_out in LEFT_OUT[role]:
         shutil.rmtree(site / left_out)
-    trim(site, tomllib.loads((Path(__file__).parent.parent / "trim.toml").read_text()))
+    trim(role, site, tomllib.loads((Path(__file__).parent.parent / "trim.toml").read_text()))
     _reduce_metadata(site, PROGRAMS[role])
+    _prove(site)
     _write_environment(venv)
     for program in PROGRAMS[role]:
         _write_program(root, role, program)
@@ -95,19 +96,19 @@ def _unpack(wheel: Path, site: Path) -> None:
                 shutil.copyfileobj(source, out)
 
 
-def trim(site: Path, rules: dict[str, dict[str, list[str]]]) -> None:
-    """Remove what ``trim.toml`` names, for the libraries that are there, and licence texts that ``gather`` has read.
+def trim(role: str, site: Path, rules: dict[str, dict[str, list[str]]]) -> None:
+    """Remove what ``trim.toml`` names for this package, licence texts that ``gather`` has read, and empty folders.
 
     Raises:
         FillError: A pattern for a library that is there matches nothing.
     """
-    for library, rule in rules.items():
-        if library != "everywhere" and not (site / library).exists():
+    for section, rule in rules.items():
+        if section not in ("everywhere", role) and (section in PROGRAMS or not (site / section).exists()):
             continue
         for pattern in rule.get("patterns", []) + rule.get("optional", []):
             found = list(site.glob(pattern))
             if not found and pattern not in rule.get("optional", []):
-                raise FillError(f"trim.toml, {library}: nothing matches {pattern!r}; look where it has gone")
+                raise FillError(f"trim.toml, {section}: nothing matches {pattern!r}; look where it has gone")
             for path in found:
                 _remove(path)
     for path in [path for path in site.rglob("*") if path.is_file() and is_legal(path.relative_to(site))]:
@@ -122,6 +123,14 @@ def _remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)  # an earlier match was its folder
+
+
+def _prove(site: Path) -> None:
+    command = [f"/usr/bin/{PYTHON}", "-I", str(Path(__file__).parent / "prove.py"), str(site)]
+    environment = {"PATH": "/usr/bin:/bin", "LC_ALL": "C.UTF-8", "ORT_DISABLE_TELEMETRY": "1"}
+    done = subprocess.run(command, env=environment, stderr=subprocess.PIPE, text=True, check=False)
+    if done.returncode:
+        raise FillError(f"modules cannot be imported from the package; is trim.toml too eager?\n{done.stderr.strip()}")
 
 
 def _reduce_metadata(site: Path, programs: tuple[str, ...]) -> None:
