@@ -41,6 +41,7 @@ async def test_what_a_newer_version_stored_serves_after_a_downgrade(daemon: Daem
     controller.desired = controller.assign(1, offer(controller, 1))
     await daemon.start()
     await daemon.until(lambda r: active(r) == 1)
+    await controller.until(lambda c: c.committed)  # the first boot has told something
     await daemon.stop(signal.SIGKILL)
     newer(daemon)
     await daemon.start()
