@@ -6,6 +6,7 @@ controller must be stopped, so that the former certificate is worth nothing from
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from vedette.controller.adapters.sqlite.database import Database
 from vedette.controller.adapters.sqlite.tokens import AdminStore
 from vedette.controller.context import AdminContext
 from vedette.controller.domain.disk import typed_os_errors
+from vedette.controller.domain.errors import Refused
 from vedette.controller.recovery import confirm
 from vedette.controller.settings import ControllerSettings, advertised, is_wildcard
 from vedette.models.toml_settings import SettingsError, parse_address
@@ -35,6 +37,9 @@ def renew_admin(settings: ControllerSettings, *, is_sure: bool) -> Iterator[str]
     """
     data_dir = settings.data_dir
     become_owner(data_dir)
+    if data_dir.exists() and not os.access(data_dir, os.W_OK | os.X_OK):
+        why = f"you are user {os.geteuid()}"
+        raise Refused("not-permitted", f"{data_dir} is not yours to change", why, "run it as root: sudo …")
     with locked(data_dir), typed_os_errors(data_dir):
         finish_restore(data_dir)
         check_initialised(data_dir)

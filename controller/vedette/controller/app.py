@@ -140,7 +140,8 @@ class Controller:
             self.rooms.fleet.check_agent(identity.name, identity.key_digest)
         elif self._admins.get(identity.name) != identity.key_digest:
             why = f"{identity.name} is no admin here"
-            raise Unauthenticated("admin-unknown", "the controller does not know this admin", why)
+            remedy = "log in with admin.toml as it is at the controller now: vedette login FILE"
+            raise Unauthenticated("admin-unknown", "the controller does not know this admin", why, remedy)
 
     def _trust(self) -> Trust:
         addresses = self.settings.addresses or advertised(with_port(parse_address(self.settings.listen)[0], self.port))

@@ -33,7 +33,8 @@ async def test_the_new_context_opens_and_the_former_one_is_refused(config: Path)
         with pytest.raises(aio.AioRpcError) as caught:
             await overview(served, former)
     assert caught.value.code() is grpc.StatusCode.UNAUTHENTICATED
-    assert "does not know this admin" in str(caught.value.details())
+    assert str(caught.value.details()).splitlines()[0] == "the controller does not know this admin"
+    assert "vedette login FILE" in str(caught.value.details())
     assert (context.ca, context.address, context.name) == (former.ca, former.address, former.name)
     assert (config.parent / "admin.toml").stat().st_mode & 0o777 == 0o600
 
