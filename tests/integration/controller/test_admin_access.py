@@ -64,6 +64,14 @@ def test_nothing_is_done_when_there_is_nobody_to_ask(config: Path, capsys: pytes
     assert (config.parent / "admin.toml").read_text() == before
 
 
+def test_who_may_not_write_there_is_told_who_may(
+    config: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setattr("os.access", lambda path, mode: path != config.parent)  # root may do anything
+    assert renewed(config) == 4
+    assert "run it as root" in capsys.readouterr().err
+
+
 async def test_a_lost_context_is_made_anew_where_agents_connect_to(config: Path):
     (config.parent / "admin.toml").unlink()
     (config.parent / "admin.toml.new").write_text("cut by a power failure")
