@@ -1,0 +1,89 @@
+"""The decisions of the package build: versions, what is left out, what is said of licences."""
+
+from __future__ import annotations
+
+import itertools
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from deb.build import BuildError, debian_version
+from deb.fill import FillError, trim
+from deb.notices import NoticeError, copyright_file, gather, is_legal
+
+ROOT = Path(__file__).parents[3]
+
+
+@pytest.mark.parametrize(("python", "debian"), [("1.2.3", "1.2.3"), ("1.0rc1", "1.0~rc1"), ("1.0.dev3", "1.0~dev3")])
+def test_a_python_version_becomes_debians(python: str, debian: str):
+    assert debian_version(python) == debian
+
+
+@pytest.mark.parametrize("version", ["", "1.0-1", "v1", "1.0+local", "1.0; rm"])
+def test_a_version_that_both_do_not_understand_is_refused(version: str):
+    with pytest.raises(BuildError, match=r"1\.2\.3"):
+        debian_version(version)
+
+
+@pytest.mark.skipif(shutil.which("dpkg") is None, reason="dpkg is not here")
+def test_dpkg_orders_candidates_before_the_release():
+    order = ["1.0.dev1", "1.0rc1", "1.0rc2", "1.0", "1.0.1"]
+    for earlier, later in itertools.pairwise(order):
+        command = ["dpkg", "--compare-versions", debian_version(earlier), "lt", debian_version(later)]
+        assert subprocess.run(command, check=False).returncode == 0, (earlier, later)
+
+
+def library(site: Path, text: str = "Copyright (c) 2020 Someone\n\nDo as you like.") -> Path:
+    info = site / "thing-1.0.dist-info"
+    info.mkdir(parents=True)
+    (site / "thing").mkdir()
+    (site / "thing/__init__.py").touch()
+    (site / "thing/tool.py").touch()
+    (info / "METADATA").write_text("Name: thing\nVersion: 1.0\nLicense: As-You-Like\n\nlong text")
+    (info / "RECORD").write_text("thing/__init__.py,,\nthing/tool.py,,\nthing-1.0.dist-info/LICENSE,,\n")
+    if text:
+        (info / "LICENSE").write_text(text)
+    return site
+
+
+def test_trimming_takes_what_is_named_and_leaves_the_rest(tmp_path: Path):
+    site = library(tmp_path / "site")
+    trim("agent", site, {"thing": {"patterns": ["thing/tool.py"]}, "absent": {"patterns": ["absent/x"]}})
+    assert [path.name for path in (site / "thing").iterdir()] == ["__init__.py"]
+
+
+def test_a_rule_of_the_other_package_is_not_applied(tmp_path: Path):
+    site = library(tmp_path / "site")
+    trim("controller", site, {"agent": {"patterns": ["thing/tool.py"]}})
+    assert (site / "thing/tool.py").exists()
+
+
+def test_a_pattern_that_matches_nothing_stops_the_build(tmp_path: Path):
+    with pytest.raises(FillError, match="thing/moved"):
+        trim("agent", library(tmp_path / "site"), {"thing": {"patterns": ["thing/moved"]}})
+
+
+def test_the_copyright_file_has_the_whole_text_and_its_holder(tmp_path: Path):
+    said = copyright_file("agent", gather(library(tmp_path / "site")))
+    assert "\n Copyright (c) 2020 Someone\nLicense: thing-terms\n" in said
+    assert "\n Do as you like.\n" in said
+    assert " usr/lib/vedette-agent/lib/python3.11/site-packages/thing/*\n" in said
+
+
+def test_a_library_without_terms_stops_the_build(tmp_path: Path):
+    with pytest.raises(NoticeError, match="As-You-Like"):
+        gather(library(tmp_path / "site", text=""))
+
+
+@pytest.mark.parametrize(
+    "path", ["x.dist-info/licenses/LICENSE.BSD", "x/COPYING", "numpy/random/LICENSE.md", "x/NOTICE"]
+)
+def test_terms_are_known_by_their_names(path: str):
+    assert is_legal(Path(path))
+
+
+@pytest.mark.parametrize("path", ["packaging/licenses/_spdx.py", "x/py.typed", "x/README.md", "x/METADATA"])
+def test_code_is_never_taken_for_terms(path: str):
+    assert not is_legal(Path(path))
