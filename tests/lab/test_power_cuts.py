@@ -1,0 +1,157 @@
+"""Power cuts and kills of either side, at changes of their disks: what is stored is enough to go on, with no operator.
+
+Each scenario first does its work undisturbed and counts the changes, then again and again with a cut at one of them:
+every other cut takes from the disk what was not synced, the others only end all processes. ``make soak`` tries every
+change both ways, CI a seeded sample of them that is spread evenly.
+"""
+
+from __future__ import annotations
+
+import random
+import shutil
+import sqlite3
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from tests.lab.commands import wait_until
+from tests.lab.host import Host
+from tests.lab.instants import Told, cut, recorded
+from tests.lab.lab import AGENT_STATE, BRISK, SLOT, Lab
+from tests.lab.models import flow_model
+from tests.lab.volume import Volume
+
+_SEED = 4
+_TELEMETRY = ("spool.db", "templates.json")  # written all the time, and not what these scenarios cut
+_RECOVERY_S = 30
+
+
+def _cuts(lab: Lab, changes: int, sample: int) -> Iterator[tuple[int, bool]]:
+    """Yield instants, and whether the power is cut or the host only killed."""
+    if lab.is_soak:
+        yield from ((instant, is_power) for instant in range(1, changes + 2) for is_power in (True, False))
+        return
+    chance, width = random.Random(_SEED), changes / sample
+    for number in range(sample):
+        yield 1 + int((number + chance.random()) * width), number % 2 == 0
+
+
+def test_agents_cut_off_during_an_installation_finish_it(lab: Lab) -> None:
+    lab.controller()
+    edges = [lab.agent(f"edge-{number}", volume="64M", settings=BRISK) for number in (1, 2, 3)]
+    with recorded(edges[0].volumes[AGENT_STATE], _TELEMETRY) as clean:
+        lab.roll_out(lab.register(_model(0)))
+    for edge in edges:
+        lab.traffic(edge, factor=4)
+    cuts = list(_cuts(lab, len(clean.changes), 2 * len(edges)))
+    for number in range(0, len(cuts), len(edges)):
+        rollout, version = _installed_with_cuts(lab, edges, cuts[number : number + len(edges)], 1 + number)
+        for edge in edges:
+            _serves_again(edge)
+        assert lab.vedette(f"rollout watch {rollout}", timeout=_RECOVERY_S).ok
+        _is_counted_once(lab, rollout)
+        wait_until("all are healthy", lambda: {a["state"] for a in lab.fleet().values()} == {"healthy"}, _RECOVERY_S)
+        for edge in edges:
+            _runs_only(lab, edge, version)
+
+
+def _installed_with_cuts(lab: Lab, edges: list[Host], cuts: list[tuple[int, bool]], number: int) -> tuple[str, str]:
+    """Begin to roll a new version out to all, cut each off at its instant, and boot them again."""
+    version = lab.register(_model(number))
+    with ExitStack() as block:
+        told = [
+            block.enter_context(cut(edge, edge.volumes[AGENT_STATE], instant, _TELEMETRY, is_power=is_power))
+            for edge, (instant, is_power) in zip(edges, cuts, strict=False)
+        ]
+        rollout = lab.start_rollout(version)
+        wait_until("cut or done", lambda: all(each.came for each in told) or _state(lab, rollout) != "running")
+    for edge, (_, is_power), each in zip(edges, cuts, told, strict=False):
+        _tell(edge, each, is_power, f"stored was {_stored_stage(edge.volumes[AGENT_STATE])}")
+        edge.boot()
+    return rollout, version
+
+
+def _tell(host: Host, told: Told, is_power: bool, more: str = "") -> None:
+    print(f"{host.name}: {'power' if is_power else 'host'} {told}; {more}", flush=True)
+
+
+def _model(number: int) -> bytes:
+    return flow_model(-5.0 + number / 100, size_bytes=1 << 20)
+
+
+def _state(lab: Lab, rollout: str) -> str:
+    return str(lab.ask(f"rollout show {rollout}")["state"])
+
+
+def _stored_stage(disk: Volume) -> str:
+    """Return the stage of the slot on the disk of a host that is down, from a copy: reading would write."""
+    with tempfile.TemporaryDirectory() as folder:
+        for name in ("state.db", "state.db-wal"):
+            if (disk.mounted / name).exists():
+                shutil.copy(disk.mounted / name, folder)
+        connection = sqlite3.connect(Path(folder) / "state.db")
+        try:
+            rows = connection.execute("SELECT stage, saves FROM slots").fetchall()
+        finally:
+            connection.close()
+    return " ".join(f"{stage} ({saves} saves)" for stage, saves in rows) or "nothing"
+
+
+def _serves_again(edge: Host) -> None:
+    known = _count(edge)
+    wait_until("verdicts are written again", lambda: _count(edge) > known, _RECOVERY_S)
+
+
+def _count(edge: Host) -> int:
+    return int(edge.run("wc -l < /var/log/vedette/verdicts.jsonl").out)
+
+
+def _is_counted_once(lab: Lab, rollout: str) -> None:
+    texts = [event["text"] for event in lab.ask(f"rollout show {rollout}")["events"]]
+    assert len(texts) == len(set(texts)), texts
+
+
+def _runs_only(lab: Lab, edge: Host, version: str) -> None:
+    """Check that agent, controller and disk say the same: one verified version, and no file too many."""
+    report = lab.status(edge)
+    slot, sequences = report["slots"][SLOT], report["sequences"]
+    assert (slot["state"], _name(slot["active"]), slot["candidate"]) == ("active", version, None)
+    assert slot["quarantined"] == []
+    assert report["conditions"] == []
+    assert sequences["desired"] == sequences["attempted"] == sequences["running"]
+    assert lab.active(edge) == version
+    assert _files(edge) == _named(edge)
+    assert _builds(edge) == {(slot["active"]["version"], slot["active"]["build"])}
+
+
+def _name(build: dict[str, Any]) -> str:
+    return f"{build['model']}:{build['version']}"
+
+
+def _files(edge: Host) -> set[str]:
+    return set(edge.run(f"cd {AGENT_STATE}/blobs && ls -A sha256 && ls -A partial | sed s/^/partial-/").out.split())
+
+
+def _named(edge: Host) -> set[str]:
+    """Return the digests of files that the stored releases of its slots name."""
+    program = (
+        "import re, sqlite3; made = sqlite3.connect('state.db');"
+        "builds = [b for row in made.execute('SELECT active, previous, candidate FROM slots') for b in row if b];"
+        "bodies = [bytes(row[0]).decode() for row in made.execute('SELECT body FROM releases')];"
+        "print(*{d for text in bodies for d in re.findall('sha256:([0-9a-f]{64})', text)})"
+    )
+    return set(edge.run(f'cd {AGENT_STATE} && python3 -c "{program}"', user="vedette-agent").out.split())
+
+
+def _builds(edge: Host) -> set[tuple[int, str]]:
+    """Return which builds gave the newest verdicts."""
+    program = (
+        "import json, sys; said = [json.loads(line)['vedette'] for line in sys.stdin];"
+        "print(json.dumps(sorted({(v['version'], v['build']) for v in said})))"
+    )
+    known = _count(edge)
+    wait_until("there are new verdicts", lambda: _count(edge) > known)
+    command = f'tail -n +{known + 1} /var/log/vedette/verdicts.jsonl | grep "}}$" | python3 -c "{program}"'
+    return {(version, build) for version, build in edge.run(command).data}
