@@ -51,10 +51,37 @@ def test_small_differences_leave_the_wall_clock_in_charge() -> None:
 
 
 def test_the_floor_rises_by_newer_signed_times_only() -> None:
-    trusted = TrustedClock(FakeClock(NOON), floor=NOON)
-    assert trusted.raise_floor(NOON + timedelta(hours=2))
-    assert not trusted.raise_floor(NOON + timedelta(hours=1))
+    trusted = TrustedClock(FakeClock(NOON + timedelta(days=7300)), floor=NOON)
+    assert trusted.raise_floor(NOON + timedelta(hours=2)) == NOON + timedelta(hours=2)
+    assert trusted.raise_floor(NOON + timedelta(hours=1)) is None
     assert trusted.floor_now() == NOON + timedelta(hours=2)
+
+
+def test_a_signed_time_a_year_ahead_raises_the_floor_no_further_than_to_a_wall_clock_that_may_be_right() -> None:
+    trusted = TrustedClock(FakeClock(NOON), floor=NOON - timedelta(days=30))
+    assert trusted.raise_floor(NOON + timedelta(days=365)) == NOON
+    assert trusted.floor_now() == NOON
+
+
+def test_a_signed_time_is_all_there_is_to_a_clock_without_a_battery() -> None:
+    trusted = TrustedClock(FakeClock(datetime(1970, 1, 2, tzinfo=UTC)), floor=NOON)
+    assert trusted.raise_floor(NOON + timedelta(days=365)) == NOON + timedelta(days=365)
+
+
+def test_a_wall_clock_a_moment_behind_the_floor_may_be_right() -> None:
+    trusted = TrustedClock(FakeClock(NOON - timedelta(seconds=1)), floor=NOON)
+    assert trusted.raise_floor(NOON + timedelta(days=365)) is None
+
+
+async def test_a_step_of_the_wall_clock_is_seen_against_the_controllers_word() -> None:
+    wall = FakeClock(NOON)
+    trusted = TrustedClock(wall, floor=NOON - timedelta(days=1))
+    assert trusted.ahead() is None
+    trusted.controller_said(NOON)
+    await wall.advance(600.0)
+    assert trusted.ahead() == timedelta(0)
+    wall.step_wall(timedelta(days=-365))
+    assert trusted.ahead() == timedelta(days=-365)
 
 
 async def test_a_floor_at_the_end_of_time_does_not_overflow() -> None:

@@ -260,6 +260,25 @@ async def test_slots_stop_at_a_deadline_that_says_so_by_the_floor_and_not_by_the
         assert bench.codes == ["assignment-over"]
 
 
+async def test_a_controller_that_signed_in_the_future_is_obeyed_once_its_clock_is_right(tmp_path: Path) -> None:
+    async with running(Bench(tmp_path)) as bench:
+        bench.want(1, sequence=5, issued=NOON + timedelta(days=365), not_after=NOON + timedelta(days=455))
+        await bench.outcome(5, Outcome.APPLIED)
+        bench.want(2, sequence=6, issued=NOON)
+        await bench.outcome(6, Outcome.APPLIED)
+
+
+async def test_a_clock_that_steps_while_connected_is_told_until_it_steps_back(tmp_path: Path) -> None:
+    async with running(Bench(tmp_path)) as bench:
+        bench.reconciler.welcomed(Welcome(time=NOON, status_interval_s=60))
+        bench.clock.step_wall(timedelta(days=7300))
+        bench.reconciler.look_again()
+        assert bench.codes == ["clock-wrong"]
+        bench.clock.step_wall(timedelta(days=-7300))
+        bench.reconciler.look_again()
+        assert bench.codes == []
+
+
 async def test_a_clock_far_from_the_controllers_is_told_and_corrected(tmp_path: Path) -> None:
     async with running(Bench(tmp_path)) as bench:
         bench.reconciler.welcomed(Welcome(time=NOON + timedelta(days=365), status_interval_s=60))

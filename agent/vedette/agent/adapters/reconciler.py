@@ -97,15 +97,18 @@ class Reconciler:
 
     def welcomed(self, word: values.Welcome) -> None:
         """Correct the clock by the controller's."""
-        ahead = self._clock.controller_said(word.time)
-        if abs(ahead) > CLOCK_ALARM:
-            side = "ahead of" if ahead > timedelta(0) else "behind"
-            text = (
-                f"the clock is {abs(ahead)} {side} the controller's; verdict times are corrected; set up a time service"
-            )
-            self._conditions.hold("clock-wrong", Severity.WARNING, text)
-        else:
+        self._clock.controller_said(word.time)
+        self._judge_clock()
+
+    def _judge_clock(self) -> None:
+        ahead = self._clock.ahead()
+        if ahead is None or abs(ahead) <= CLOCK_ALARM:
             self._conditions.clear("clock-wrong")
+            return
+        side = "ahead of" if ahead > timedelta(0) else "behind"
+        by = timedelta(seconds=round(abs(ahead).total_seconds()))
+        text = f"the clock is {by} {side} the controller's; verdict times are corrected; set up a time service"
+        self._conditions.hold("clock-wrong", Severity.WARNING, text)
 
     def desired(self, word: values.DesiredState) -> None:
         """Take what the controller wants."""
@@ -168,10 +171,11 @@ class Reconciler:
             await _cancelled(applying)
 
     def look_again(self) -> None:
-        """Do what only time brings: store what found no room, and keep the deadline of what is wanted."""
+        """Do what only time brings: store what found no room, keep the deadline of what is wanted, see clocks step."""
         if self._unstored is not None:
             self.desired(self._unstored)
         self._expire()
+        self._judge_clock()
 
     def _expire(self) -> None:
         """Take the slots of an assignment away whose deadline is certainly past, if it says so."""
@@ -198,8 +202,8 @@ class Reconciler:
         known, digest = self._state.desired, accepted.assignment.digest
         if known is None or known.digest != digest:
             self._state.accept(_documents(accepted))
-        if self._clock.raise_floor(accepted.signed_time):
-            self._state.raise_time_floor(accepted.signed_time)
+        if (floor := self._clock.raise_floor(accepted.signed_time)) is not None:
+            self._state.raise_time_floor(floor)
 
     def _want(self, accepted: Accepted) -> None:
         wanted = self._wanted

@@ -2,7 +2,9 @@
 
 Rules: durations come from ``monotonic`` alone. ``now`` of :class:`TrustedClock` is never before the time floor, the
 newest time a verified signature vouched for; the wall clock never raises that floor, because a wrong one would refuse
-everything signed from then on (python-tuf issue 2359). Nothing that runs is stopped by any clock.
+everything signed from then on (python-tuf issue 2359). For the same reason a signed time raises it no further than to a
+wall clock that may be right: a floor must be certainly past, and one of the two clocks is wrong. Nothing that runs is
+stopped by any clock.
 """
 
 from __future__ import annotations
@@ -15,6 +17,9 @@ EARLIEST = datetime(2026, 11, 1, tzinfo=UTC)
 
 CLOCK_TOLERANCE = timedelta(seconds=2)
 """The wall clock is believed while it is this close to the controller's."""
+
+PLAUSIBLE_LAG = timedelta(days=1)
+"""A wall clock further behind the floor is one without a battery or a time service, and says nothing."""
 
 
 class Clock(Protocol):
@@ -64,17 +69,28 @@ class TrustedClock:
         """Return a time that is certainly past: the floor plus the time since it was learnt."""
         return self._carried(self._floor)
 
-    def raise_floor(self, signed: datetime) -> bool:
-        """Take a time from a verified signed document; return whether the floor moved and must be stored."""
-        if signed <= self.floor_now():
-            return False
+    def raise_floor(self, signed: datetime) -> datetime | None:
+        """Take a time from a verified signed document; return the new floor, to be stored, or None when it stays.
+
+        A controller whose clock was a year ahead for an hour would else make its agents refuse, as expired, what it
+        signs in the year after.
+        """
+        floor, wall = self.floor_now(), self._clock.now()
+        if wall >= floor - PLAUSIBLE_LAG:
+            signed = min(signed, wall)
+        if signed <= floor:
+            return None
         self._floor = (signed, self._clock.monotonic())
-        return True
+        return signed
 
     def controller_said(self, time_of_day: datetime) -> timedelta:
         """Take the controller's time of day; return how far the wall clock is ahead of it (negative: behind)."""
         self._reference = (time_of_day, self._clock.monotonic())
         return self._clock.now() - time_of_day
+
+    def ahead(self) -> timedelta | None:
+        """Return how far the wall clock is now ahead of the controller's word; None before there was one."""
+        return None if self._reference is None else self._clock.now() - self._carried(self._reference)
 
     def _carried(self, anchor: tuple[datetime, float]) -> datetime:
         at, since = anchor
