@@ -220,6 +220,19 @@ class Lab:
         lines = agent.read(VERDICTS).splitlines()
         return [json.loads(line) for line in lines]
 
+    def verdict_count(self, agent: Host) -> int:
+        """Return how many verdicts an agent's file has."""
+        return int(agent.run(f"cat {VERDICTS} 2>/dev/null | wc -l").out)
+
+    def await_verdicts(self, agent: Host, timeout: float = 30) -> None:
+        """Wait until an agent has written more verdicts than it has now."""
+        known = self.verdict_count(agent)
+        wait_until(f"{agent.name} writes verdicts", lambda: self.verdict_count(agent) > known, timeout)
+
+    def conditions(self, agent: Host) -> dict[str, str]:
+        """Return what ``vedette-agent status`` says is wrong: codes and texts."""
+        return {condition["code"]: condition["text"] for condition in self.status(agent)["conditions"]}
+
     def rows_counted(self, agent: Host) -> int:
         """Return how many rows of an agent's models the controller has counted."""
         return sum(told["rows"] for told in self.ask("telemetry query") if told["agent"] == agent.name)

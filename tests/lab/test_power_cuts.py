@@ -49,7 +49,7 @@ def test_agents_cut_off_during_an_installation_finish_it(lab: Lab) -> None:
     for number in range(0, len(cuts), len(edges)):
         rollout, version = _installed_with_cuts(lab, edges, cuts[number : number + len(edges)], 1 + number)
         for edge in edges:
-            _serves_again(edge)
+            lab.await_verdicts(edge)
         assert lab.vedette(f"rollout watch {rollout}", timeout=_RECOVERY_S).ok
         _is_counted_once(lab, rollout)
         wait_until("all are healthy", lambda: {a["state"] for a in lab.fleet().values()} == {"healthy"}, _RECOVERY_S)
@@ -99,15 +99,6 @@ def _stored_stage(disk: Volume) -> str:
     return " ".join(f"{stage} ({saves} saves)" for stage, saves in rows) or "nothing"
 
 
-def _serves_again(edge: Host) -> None:
-    known = _count(edge)
-    wait_until("verdicts are written again", lambda: _count(edge) > known, _RECOVERY_S)
-
-
-def _count(edge: Host) -> int:
-    return int(edge.run("wc -l < /var/log/vedette/verdicts.jsonl").out)
-
-
 def _is_counted_once(lab: Lab, rollout: str) -> None:
     texts = [event["text"] for event in lab.ask(f"rollout show {rollout}")["events"]]
     assert len(texts) == len(set(texts)), texts
@@ -123,7 +114,7 @@ def _runs_only(lab: Lab, edge: Host, version: str) -> None:
     assert sequences["desired"] == sequences["attempted"] == sequences["running"]
     assert lab.active(edge) == version
     assert _files(edge) == _named(edge)
-    assert _builds(edge) == {(slot["active"]["version"], slot["active"]["build"])}
+    assert _builds(lab, edge) == {(slot["active"]["version"], slot["active"]["build"])}
 
 
 def _name(build: dict[str, Any]) -> str:
@@ -145,13 +136,13 @@ def _named(edge: Host) -> set[str]:
     return set(edge.run(f'cd {AGENT_STATE} && python3 -c "{program}"', user="vedette-agent").out.split())
 
 
-def _builds(edge: Host) -> set[tuple[int, str]]:
+def _builds(lab: Lab, edge: Host) -> set[tuple[int, str]]:
     """Return which builds gave the newest verdicts."""
     program = (
         "import json, sys; said = [json.loads(line)['vedette'] for line in sys.stdin];"
         "print(json.dumps(sorted({(v['version'], v['build']) for v in said})))"
     )
-    known = _count(edge)
-    wait_until("there are new verdicts", lambda: _count(edge) > known)
+    known = lab.verdict_count(edge)
+    lab.await_verdicts(edge)
     command = f'tail -n +{known + 1} /var/log/vedette/verdicts.jsonl | grep "}}$" | python3 -c "{program}"'
     return {(version, build) for version, build in edge.run(command).data}

@@ -8,15 +8,6 @@ from tests.lab.lab import AGENT, BRISK, CONTROLLER, SLOT, Lab
 from tests.lab.models import flow_model
 
 
-def _verdicts(agent: Host) -> int:
-    return int(agent.run("cat /var/log/vedette/verdicts.jsonl 2>/dev/null | wc -l").out)
-
-
-def _wait_for_more_verdicts(agent: Host, what: str) -> None:
-    known = _verdicts(agent)
-    wait_until(what, lambda: _verdicts(agent) > known)
-
-
 def test_a_rebooted_agent_serves_its_last_model_before_it_has_a_link(lab: Lab) -> None:
     controller = lab.controller()
     edge = lab.agent("edge-1", settings=BRISK)
@@ -25,7 +16,7 @@ def test_a_rebooted_agent_serves_its_last_model_before_it_has_a_link(lab: Lab) -
     edge.stop()
     controller.link.down()
     edge.boot()
-    _wait_for_more_verdicts(edge, "a verdict is written with no controller in reach")
+    lab.await_verdicts(edge)
     assert edge.is_active(AGENT)
     assert lab.status(edge)["link"]["state"] != "connected"
     controller.link.up()
@@ -65,22 +56,18 @@ def test_what_an_agent_saw_while_the_controller_was_gone_is_counted_exactly_once
     traffic = lab.traffic(edge)
     wait_until("the controller counts", lambda: lab.rows_counted(edge) > 0)
     controller.kill()
-    _wait_for_more_verdicts(edge, "it serves on")
+    lab.await_verdicts(edge)
     edge.reboot()
-    _wait_for_more_verdicts(edge, "it serves again")
-    wait_until("it says why it is alone", lambda: "controller-unreachable" in _conditions(lab, edge))
+    lab.await_verdicts(edge)
+    wait_until("it says why it is alone", lambda: "controller-unreachable" in lab.conditions(edge))
     waiting = wait_until("telemetry waits", lambda: _spooled(edge))
     traffic.stop()
     assert waiting > 0
     controller.boot()
     wait_until("the agent is back", lambda: lab.fleet()["edge-1"]["state"] == "healthy")
     wait_until("nothing waits any more", lambda: not _spooled(edge))
-    wait_until("every scored flow is counted", lambda: lab.rows_counted(edge) == _verdicts(edge))
-    assert _conditions(lab, edge) == set()
-
-
-def _conditions(lab: Lab, agent: Host) -> set[str]:
-    return {condition["code"] for condition in lab.status(agent)["conditions"]}
+    wait_until("every scored flow is counted", lambda: lab.rows_counted(edge) == lab.verdict_count(edge))
+    assert lab.conditions(edge) == {}
 
 
 def _spooled(agent: Host) -> int:
