@@ -130,3 +130,10 @@ def test_the_plan_removes_what_is_unwanted_and_installs_only_what_differs() -> N
 
 def test_nothing_is_planned_when_all_runs_as_wanted() -> None:
     assert plan(check(desired(assignment(release()), release())), {"flow-threat": slot_of(release())}) == ()
+
+
+def test_a_failed_candidate_is_settled_where_its_slot_is_wanted_and_removed_where_it_is_not() -> None:
+    wanted = release()
+    accepted = check(desired(assignment(wanted), wanted))
+    actions = plan(accepted, {"flow-threat": slot_of(wanted)}, {"flow-threat", "other"})
+    assert actions == (Remove("other"), Install(slot_of(wanted), wanted))

@@ -46,6 +46,7 @@ class Obedient:
 
     def __init__(self) -> None:
         self.actives: dict[str, Active] = {}
+        self.unsettled: set[str] = set()
         self.failures: list[InstallFailed] = []
         self.gate: asyncio.Event | None = None
         self.tried: list[int] = []
@@ -63,6 +64,7 @@ class Obedient:
         if self.failures:
             raise self.failures.pop(0)
         self.actives[target.slot] = Active(target)
+        self.unsettled.discard(target.slot)
 
     async def remove(self, slot: str) -> None:
         self.removed.append(slot)

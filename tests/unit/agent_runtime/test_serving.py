@@ -520,6 +520,21 @@ async def test_a_candidate_no_longer_wanted_is_forgotten(appliance: Appliance) -
     assert (status.state, status.candidate) == (SlotState.ACTIVE, None)
 
 
+async def test_a_failed_candidate_is_told_until_the_active_build_is_wanted_again(appliance: Appliance) -> None:
+    first = appliance.shelf.flow_release(1)
+    await install(appliance, first)
+    assert appliance.serving.unsettled == frozenset()
+    await install_fails(appliance, lying_golden(appliance.shelf))
+    assert appliance.serving.unsettled == {SLOT}
+    await install(appliance, first)
+    assert appliance.serving.unsettled == frozenset()
+    for _ in range(2):
+        (status,) = appliance.serving.statuses()
+        assert (status.state, status.reason, status.worker_restarts) == (SlotState.ACTIVE, "", 0)
+        await appliance.restart()
+    assert await version_that_answers(appliance) == 1
+
+
 async def test_a_removed_slot_answers_what_it_was_asked_and_leaves_nothing_behind(appliance: Appliance) -> None:
     bad = lying_golden(appliance.shelf)
     await install(appliance, appliance.shelf.flow_release(1))

@@ -255,9 +255,8 @@ class Reconciler:
 
     def _plan(self, accepted: Accepted) -> Sequence[Action]:
         running: dict[str, SlotAssignment | None] = {name: model.build for name, model in self._serving.actives.items()}
-        if accepted.is_over(self._clock.floor_now()):
-            return plan(accepted.without_slots(), running)
-        return plan(accepted, running)
+        over = accepted.is_over(self._clock.floor_now())
+        return plan(accepted.without_slots() if over else accepted, running, self._serving.unsettled)
 
     async def _act(self, action: Action) -> None:
         if isinstance(action, Install):

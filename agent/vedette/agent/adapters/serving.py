@@ -248,6 +248,11 @@ class Serving:
         return {name: slot.model for name, slot in self._slots.items() if slot.model is not None}
 
     @property
+    def unsettled(self) -> frozenset[str]:
+        """Slots with a candidate that is on its way or failed."""
+        return frozenset(name for name, slot in self._slots.items() if not slot.record.is_settled)
+
+    @property
     def worker_pids(self) -> tuple[int, ...]:
         """The worker processes, for accounts of memory and CPU."""
         models = [model for slot in self._slots.values() for model in (slot.model, slot.loaded) if model]

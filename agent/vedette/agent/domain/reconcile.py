@@ -7,7 +7,7 @@ the time floor alone. One slot's trouble never keeps another slot from its build
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
 
@@ -118,14 +118,18 @@ def verify(
     return Accepted(assignment, releases, desired)
 
 
-def plan(accepted: Accepted, running: Mapping[str, SlotAssignment | None]) -> tuple[Action, ...]:
+def plan(
+    accepted: Accepted, running: Mapping[str, SlotAssignment | None], unsettled: Collection[str] = ()
+) -> tuple[Action, ...]:
     """Return what leads from what runs to what is wanted, in a fixed order: slots that go, then slots that change.
 
     Args:
         accepted: What is wanted.
         running: Each known slot's active build; None when the slot is empty.
+        unsettled: Slots with a candidate that is on its way or failed, which is forgotten when nobody wants it.
     """
     wanted = {slot.slot: slot for slot in accepted.assignment.slots}
-    gone = sorted(name for name, active in running.items() if active is not None and name not in wanted)
-    changed = [slot for name, slot in sorted(wanted.items()) if running.get(name) != slot]
+    held = {*unsettled, *(name for name, active in running.items() if active is not None)}
+    gone = sorted(held - wanted.keys())
+    changed = [slot for name, slot in sorted(wanted.items()) if running.get(name) != slot or name in unsettled]
     return (*(Remove(name) for name in gone), *(Install(slot, accepted.releases[slot.release]) for slot in changed))

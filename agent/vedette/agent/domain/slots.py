@@ -8,7 +8,8 @@ Rules:
   ``loading`` is stored again each time it is tried; ``saves`` counts, and at :data:`MAX_SAVES` the build is given up,
   because a build that takes the agent down with it leaves no other trace.
 * Passing the self-test is worth nothing once the worker is gone: a tested candidate that is not loaded is loaded again.
-* A failed or unwanted candidate leaves active and previous as they were.
+* A failed or unwanted candidate leaves active and previous as they were. That one failed is told until another is tried
+  or what is active is wanted again.
 * The active build's fall (``roll_back``) does not touch a candidate on its way.
 
     at rest (empty, active, failed) --wanted--> downloading --fetched--> verified --loading--> staged --passed-->
@@ -65,7 +66,8 @@ TRANSITIONS: dict[tuple[SlotState, Event], SlotState] = {
     (SlotState.STAGED, Event.PASSED): SlotState.TESTED,
     (SlotState.TESTED, Event.SWITCHED): SlotState.ACTIVE,
     **{(state, Event.FAILED): SlotState.FAILED for state in _ON_THE_WAY},
-    **{(state, Event.DROPPED): SlotState.ACTIVE for state in _ON_THE_WAY},  # or empty, when nothing is active
+    # Or empty, when nothing is active.
+    **{(state, Event.DROPPED): SlotState.ACTIVE for state in (*_ON_THE_WAY, SlotState.FAILED)},
 }
 
 
@@ -89,6 +91,11 @@ class SlotRecord:
     def named(self) -> tuple[SlotAssignment, ...]:
         """Every build the record names."""
         return tuple(build for build in (self.active, self.previous, self.candidate) if build is not None)
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether nothing is on its way or failed: what is active is all there is to say."""
+        return self.stage is _rest(self.active)
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +128,7 @@ def advance(record: SlotRecord, event: Event, *, target: SlotAssignment | None =
     if event is Event.FAILED:
         return replace(record, candidate=None, stage=stage, saves=0, reason=reason)
     if event is Event.DROPPED:
-        return replace(record, candidate=None, stage=_rest(record.active), saves=0)
+        return replace(record, candidate=None, stage=_rest(record.active), saves=0, reason="")
     return replace(record, stage=stage, saves=record.saves + 1)
 
 
@@ -140,7 +147,7 @@ def roll_back(record: SlotRecord, reason: str) -> SlotRecord:
 def next_step(record: SlotRecord, target: SlotAssignment, facts: Facts) -> Step:
     """Return what to do so that the target becomes the slot's active build. Calling it again after each step ends."""
     if target == record.active:
-        return Step.NOTHING if record.candidate is None else Step.DROP
+        return Step.NOTHING if record.is_settled else Step.DROP
     if facts.quarantined:
         return Step.REFUSE
     if record.candidate != target:
