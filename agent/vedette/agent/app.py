@@ -383,7 +383,7 @@ class Agent:
         reporter = Reporter(link, self._spool, self._clock, backoff())
         reconciler = Reconciler(
             trust=Trust(identity.agent_id, identity.release_keys, identity.assignment_keys),
-            facts=host_facts(),
+            facts=host_facts(self._serving.runtimes),
             state=self._state,
             serving=self._serving,
             conditions=self._conditions,

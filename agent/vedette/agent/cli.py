@@ -203,11 +203,12 @@ def _enroll(options: argparse.Namespace) -> int:
 
 def _spend(token: str, name: str | None, settings: Settings) -> int:
     from vedette.agent.adapters.enrolment import enrol, read_token
-    from vedette.agent.adapters.facts import host_facts
+    from vedette.agent.adapters.facts import host_facts, runtime_versions
     from vedette.agent.adapters.identity import IdentityStore
 
     wished = name or settings.name
-    identity = enrol(read_token(token), IdentityStore(settings.enrolment_dir), name=wished, facts=host_facts())
+    facts = host_facts(runtime_versions())
+    identity = enrol(read_token(token), IdentityStore(settings.enrolment_dir), name=wished, facts=facts)
     sys.stderr.write(f"Enrolled as {identity.name} with the controller at {', '.join(identity.addresses)}.\n")
     if identity.name != wished:
         sys.stderr.write(f"The controller knows this appliance by that name, not as {wished}.\n")

@@ -4,6 +4,7 @@ import asyncio
 import os
 import signal
 from dataclasses import replace
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from typing import Any
 
@@ -532,6 +533,19 @@ async def test_a_failed_candidate_is_told_until_the_active_build_is_wanted_again
         (status,) = appliance.serving.statuses()
         assert (status.state, status.reason, status.worker_restarts) == (SlotState.ACTIVE, "", 0)
         await appliance.restart()
+    assert await version_that_answers(appliance) == 1
+
+
+async def test_the_versions_of_runtimes_are_those_of_the_start_whatever_is_unpacked_meanwhile(
+    appliance: Appliance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def gone(name: str) -> str:
+        raise PackageNotFoundError(name)
+
+    release = appliance.shelf.flow_release(1)
+    build = replace(release.builds[0], requires={"onnxruntime": ">=1.0"})
+    monkeypatch.setattr("importlib.metadata.version", gone)
+    await install(appliance, replace(release, builds=(build,)))
     assert await version_that_answers(appliance) == 1
 
 

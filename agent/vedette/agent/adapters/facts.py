@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import socket
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from importlib import metadata
 from pathlib import Path
 
@@ -18,8 +18,8 @@ _RUNTIMES = ("onnxruntime", "tensorrt")
 _FEATURES = ("sse4", "avx", "amx", "fma", "f16c", "bmi", "neon", "asimd", "sve", "i8mm", "bf16", "fphp", "dotprod")
 
 
-def host_facts() -> Facts:
-    """Return the facts of this machine; what cannot be read is left empty."""
+def host_facts(runtimes: Mapping[str, str]) -> Facts:
+    """Return the facts of this machine, given its runtimes; what cannot be read is left empty."""
     kernel = platform.uname()
     return Facts(
         agent_version=__version__,
@@ -30,7 +30,7 @@ def host_facts() -> Facts:
         cpu_features=cpu_features(_lines("/proc/cpuinfo")),
         memory_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         python=platform.python_version(),
-        runtimes=_runtimes(),
+        runtimes=dict(runtimes),
         gpus=gpus(),
         hostname=socket.gethostname()[:128],
     )
@@ -53,7 +53,8 @@ def _distribution() -> str:
     return f"{release.get('ID', '')} {release.get('VERSION_ID', '')}".strip()
 
 
-def _runtimes() -> dict[str, str]:
+def runtime_versions() -> dict[str, str]:
+    """Return the versions of the installed runtimes that a release may ask for."""
     found = {}
     for name in _RUNTIMES:
         try:

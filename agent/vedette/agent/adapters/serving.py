@@ -10,12 +10,10 @@ appliance still falls back in memory, and stores that as soon as it can: serving
 from __future__ import annotations
 
 import asyncio
-import importlib.metadata
 import logging
 import os
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from enum import StrEnum
@@ -24,6 +22,7 @@ from pathlib import Path
 import numpy as np
 
 from vedette.agent.adapters.blobs import Blobs
+from vedette.agent.adapters.facts import runtime_versions
 from vedette.agent.adapters.ring import Array, Plan
 from vedette.agent.adapters.state import State
 from vedette.agent.adapters.worker import Retired, Runner, Strike, Worker, WorkerSettings
@@ -212,6 +211,8 @@ class Serving:
         self._quarantine = {build: found.reason for build, found in state.quarantine.items()}
         self._unstored: list[tuple[SlotRecord, str, str, datetime]] = []
         self._releases: dict[str, Release] = {}
+        # Now, not when a build asks: an upgrade replaces the files that say so under the running agent.
+        self.runtimes = runtime_versions()
         self._stopping = False
         self.models_damaged = 0  # active builds whose file was found to be another than it was
 
@@ -388,7 +389,7 @@ class Serving:
         self._emit(EventKind.PROGRESS, slot, target)
 
     async def _fetch(self, slot: _Slot, target: SlotAssignment, release: Release, fetch: Fetch) -> None:
-        reason = misfit(release, release.build(target.build), _runtimes(release))
+        reason = misfit(release, release.build(target.build), self.runtimes)
         if release.digest != target.release:
             reason = f"the release given is {release.digest}, the assignment names {target.release}"
         if reason is not None:
@@ -525,7 +526,7 @@ class Serving:
 
     async def _run(self, build: SlotAssignment, release: Release) -> Runner:
         wanted = release.build(build.build)
-        reason = misfit(release, wanted, _runtimes(release))
+        reason = misfit(release, wanted, self.runtimes)
         if wanted is None or reason is not None:
             raise InstallFailed(InstallCode.MODEL_REFUSED, str(reason), blames_build=False)
         settings = self._settings.worker
@@ -710,15 +711,6 @@ def _needed(release: Release, build: SlotAssignment) -> Iterable[Blob]:
     """Return the files that serving a build needs."""
     found = release.build(build.build)
     return [blob for blob in (found.blob if found else None, release.golden, release.reference) if blob is not None]
-
-
-def _runtimes(release: Release) -> dict[str, str]:
-    """Return the installed versions of the runtimes that a release's builds ask for, without importing them."""
-    versions = {}
-    for name in {name for build in release.builds for name in build.requires}:
-        with suppress(importlib.metadata.PackageNotFoundError, ValueError):
-            versions[name] = importlib.metadata.version(name)
-    return versions
 
 
 def _rows(inputs: Mapping[str, Array]) -> int:
