@@ -75,6 +75,19 @@ def _events(data: bytes) -> Iterator[tuple[str, str]]:
         data = data[size:]
 
 
+@dataclass(frozen=True, slots=True)
+class Instant:
+    """When and how a host is cut off.
+
+    Attributes:
+        change: At the change of this number on its disk, from 1.
+        is_power: A power cut, which loses what was not synced; else only the host's processes end.
+    """
+
+    change: int
+    is_power: bool
+
+
 @dataclass(slots=True)
 class Told:
     """What was seen while a block ran: all changes, the last of them the one at which the cut came."""
@@ -88,15 +101,14 @@ class Told:
 
 
 @contextmanager
-def cut(host: Host, volume: Volume, instant: int, but: tuple[str, ...] = (), *, is_power: bool) -> Iterator[Told]:
+def cut(host: Host, volume: Volume, instant: Instant, but: tuple[str, ...] = ()) -> Iterator[Told]:
     """Cut a host off at the n-th change on its disk while the block runs; at its end when there were not so many.
 
     Args:
         host: Which; it is down when the block has ended.
         volume: Whose changes count.
-        instant: The number of the change, from 1.
+        instant: When and how.
         but: Beginnings of the names of files that do not count.
-        is_power: A power cut, which loses what was not synced; else only the host's processes end.
     """
     told, is_over, changes = Told(), threading.Event(), Changes(volume, but)
 
@@ -104,7 +116,7 @@ def cut(host: Host, volume: Volume, instant: int, but: tuple[str, ...] = (), *, 
         os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))  # of this thread: the cut comes at once under load
         while not told.came and not is_over.is_set():
             told.changes += changes.next(_LOOK_S)
-            if len(told.changes) >= instant:
+            if len(told.changes) >= instant.change:
                 told.came = True
                 host.kill()
 
@@ -118,7 +130,7 @@ def cut(host: Host, volume: Volume, instant: int, but: tuple[str, ...] = (), *, 
         changes.close()
         if host.is_up:
             host.kill()
-        if is_power:
+        if instant.is_power:
             for disk in host.volumes.values():
                 disk.cut()
 

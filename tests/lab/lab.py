@@ -184,9 +184,9 @@ class Lab:
         words = f"rollout start {version} --to {shlex.quote(to)} --waves {waves} --soak {soak}"
         return str(self.ask(words)["rollout"])
 
-    def roll_out(self, version: str, *, to: str = "", timeout: float = _ROLL_OUT_S) -> None:
+    def roll_out(self, version: str, *, to: str = "", waves: str = "100%", timeout: float = _ROLL_OUT_S) -> None:
         """Roll a version out to everyone and wait for success."""
-        rollout = self.start_rollout(version, to=to)
+        rollout = self.start_rollout(version, to=to, waves=waves)
         self.vedette(f"rollout watch {rollout}", timeout=timeout)
 
     # What an appliance sees

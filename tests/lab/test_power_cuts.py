@@ -12,14 +12,15 @@ import shutil
 import sqlite3
 import tempfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from tests.lab.commands import wait_until
 from tests.lab.host import Host
-from tests.lab.instants import Told, cut, recorded
-from tests.lab.lab import AGENT_STATE, BRISK, SLOT, Lab
+from tests.lab.instants import Instant, Told, cut, recorded
+from tests.lab.lab import AGENT_STATE, BRISK, CONTROLLER_STATE, SLOT, Lab
 from tests.lab.models import flow_model
 from tests.lab.volume import Volume
 
@@ -28,14 +29,13 @@ _TELEMETRY = ("spool.db", "templates.json")  # written all the time, and not wha
 _RECOVERY_S = 30
 
 
-def _cuts(lab: Lab, changes: int, sample: int) -> Iterator[tuple[int, bool]]:
-    """Yield instants, and whether the power is cut or the host only killed."""
+def _instants(lab: Lab, changes: int, sample: int) -> Iterator[Instant]:
     if lab.is_soak:
-        yield from ((instant, is_power) for instant in range(1, changes + 2) for is_power in (True, False))
+        yield from (Instant(change, is_power) for change in range(1, changes + 2) for is_power in (True, False))
         return
     chance, width = random.Random(_SEED), changes / sample
     for number in range(sample):
-        yield 1 + int((number + chance.random()) * width), number % 2 == 0
+        yield Instant(1 + int((number + chance.random()) * width), is_power=number % 2 == 0)
 
 
 def test_agents_cut_off_during_an_installation_finish_it(lab: Lab) -> None:
@@ -45,7 +45,7 @@ def test_agents_cut_off_during_an_installation_finish_it(lab: Lab) -> None:
         lab.roll_out(lab.register(_model(0)))
     for edge in edges:
         lab.traffic(edge, factor=4)
-    cuts = list(_cuts(lab, len(clean.changes), 2 * len(edges)))
+    cuts = list(_instants(lab, len(clean.changes), 2 * len(edges)))
     for number in range(0, len(cuts), len(edges)):
         rollout, version = _installed_with_cuts(lab, edges, cuts[number : number + len(edges)], 1 + number)
         for edge in edges:
@@ -57,24 +57,91 @@ def test_agents_cut_off_during_an_installation_finish_it(lab: Lab) -> None:
             _runs_only(lab, edge, version)
 
 
-def _installed_with_cuts(lab: Lab, edges: list[Host], cuts: list[tuple[int, bool]], number: int) -> tuple[str, str]:
+def _installed_with_cuts(lab: Lab, edges: list[Host], cuts: list[Instant], number: int) -> tuple[str, str]:
     """Begin to roll a new version out to all, cut each off at its instant, and boot them again."""
     version = lab.register(_model(number))
     with ExitStack() as block:
         told = [
-            block.enter_context(cut(edge, edge.volumes[AGENT_STATE], instant, _TELEMETRY, is_power=is_power))
-            for edge, (instant, is_power) in zip(edges, cuts, strict=False)
+            block.enter_context(cut(edge, edge.volumes[AGENT_STATE], instant, _TELEMETRY))
+            for edge, instant in zip(edges, cuts, strict=False)
         ]
         rollout = lab.start_rollout(version)
         wait_until("cut or done", lambda: all(each.came for each in told) or _state(lab, rollout) != "running")
-    for edge, (_, is_power), each in zip(edges, cuts, told, strict=False):
-        _tell(edge, each, is_power, f"stored was {_stored_stage(edge.volumes[AGENT_STATE])}")
+    for edge, instant, each in zip(edges, cuts, told, strict=False):
+        _tell(edge, each, instant, f"stored was {_stored_stage(edge.volumes[AGENT_STATE])}")
         edge.boot()
     return rollout, version
 
 
-def _tell(host: Host, told: Told, is_power: bool, more: str = "") -> None:
-    print(f"{host.name}: {'power' if is_power else 'host'} {told}; {more}", flush=True)
+def _tell(host: Host, told: Told, instant: Instant, more: str = "") -> None:
+    print(f"{host.name}: {'power' if instant.is_power else 'processes'} {told}; {more}", flush=True)
+
+
+def test_a_controller_cut_off_during_a_rollout_goes_on_with_it(lab: Lab) -> None:
+    controller = lab.controller(volume="256M")
+    edges = [lab.agent(f"edge-{number}", settings=BRISK) for number in (1, 2)]
+    disk = controller.volumes[CONTROLLER_STATE]
+    with recorded(disk) as clean:
+        lab.roll_out(lab.register(_model(0)), waves="1,100%")
+    for edge in edges:
+        lab.traffic(edge, factor=4)
+    for number, instant in enumerate(_instants(lab, len(clean.changes), 3), 1):
+        version = lab.register(_model(number))
+        with cut(controller, disk, instant) as told:
+            begun = lab.vedette(f"rollout start {version} --to '' --waves 1,100% --soak 1s --output json", check=False)
+            if begun.ok:
+                lab.vedette(f"rollout watch {begun.data['rollout']}", check=False)
+        _tell(controller, told, instant, "it had not answered" if not begun.ok else "it had answered")
+        controller.boot()
+        known = [each for each in lab.ask("rollout ls") if each["version"] == version]
+        assert len(known) <= 1
+        assert known or not begun.ok, "it had answered, and forgot"
+        rollout = known[0]["rollout"] if known else lab.start_rollout(version, waves="1,100%")
+        assert lab.vedette(f"rollout watch {rollout}", timeout=_RECOVERY_S).ok
+        _is_counted_once(lab, rollout)
+        for edge in edges:
+            lab.await_verdicts(edge)
+            _runs_only(lab, edge, version)
+
+
+def test_enrolments_cut_off_on_either_side_are_finished_by_the_same_command(lab: Lab) -> None:
+    controller = lab.controller(volume="256M")
+    disk = controller.volumes[CONTROLLER_STATE]
+    first = _unenrolled(lab, "edge-0")
+    token = lab.token({"site": "lyon"})
+    with recorded(disk) as at_controller, recorded(first.volumes[AGENT_STATE]) as at_agent:
+        lab.enrol(first, token)
+    for number, instant in enumerate(_instants(lab, len(at_agent.changes), 3), 1):
+        edge = _unenrolled(lab, f"edge-a{number}")
+        _enrol_with_a_cut(lab, edge, edge, edge.volumes[AGENT_STATE], instant)
+    for number, instant in enumerate(_instants(lab, len(at_controller.changes), 2), 1):
+        edge = _unenrolled(lab, f"edge-c{number}")
+        _enrol_with_a_cut(lab, edge, controller, disk, instant)
+
+
+def _unenrolled(lab: Lab, name: str) -> Host:
+    edge = lab.with_package(name, lab.packages.agent)
+    edge.configure("agent", BRISK)
+    edge.add_volume(AGENT_STATE, "64M")
+    edge.boot()
+    return edge
+
+
+def _enrol_with_a_cut(lab: Lab, edge: Host, host: Host, disk: Volume, instant: Instant) -> None:
+    """Enrol an agent while a host is cut off, then again; it is one agent, and its token is spent once."""
+    token = lab.ask("token create --label site=lyon")
+    with ThreadPoolExecutor() as pool:
+        with cut(host, disk, instant) as told:
+            words = ["vedette-agent", "enroll", "--token", token["token"]]
+            ends = pool.submit(edge.run, words, check=False, timeout=120)
+            wait_until("cut or done", lambda: told.came or ends.done(), 120)
+        host.boot()
+        _tell(host, told, instant, f"enroll ended with {ends.result().code}")
+    lab.enrol(edge, token["token"])
+    agents = [agent for agent in lab.ask("agent ls") if agent["name"].startswith(edge.name)]
+    assert [(agent["name"], agent["labels"]) for agent in agents] == [(edge.name, {"site": "lyon"})]
+    assert [each["used"] for each in lab.ask("token ls") if each["id"] == token["id"]] == [1]
+    edge.stop()
 
 
 def _model(number: int) -> bytes:
