@@ -38,6 +38,10 @@ SLOT = "flow-threat"
 BRISK = '[link]\nretry_cap_s = 2\n[telemetry]\ninterval_s = 1\n[sink.json]\nemit = "all"\n'
 """Settings of an agent that tries again soon, reports often and writes a verdict for each flow that was scored."""
 
+_SCRAPE = """
+import sys, urllib.request
+print(urllib.request.urlopen(f"http://127.0.0.1:{sys.argv[1]}/metrics", timeout=5).read().decode())
+"""
 _INSTALL_S = 300
 _CONNECT_S = 60
 _ROLL_OUT_S = 120
@@ -232,6 +236,19 @@ class Lab:
     def conditions(self, agent: Host) -> dict[str, str]:
         """Return what ``vedette-agent status`` says is wrong: codes and texts."""
         return {condition["code"]: condition["text"] for condition in self.status(agent)["conditions"]}
+
+    def metrics(self, host: Host) -> dict[str, float]:
+        """Return what ``/metrics`` of an agent or a controller says, by name with labels as it prints them."""
+        port = 7480 if host.exists("/usr/bin/vedette") else 9464
+        lines = host.run(["python3", "-c", _SCRAPE, str(port)]).out.splitlines()
+        samples = (line.rpartition(" ") for line in lines if line and not line.startswith("#"))
+        return {name: float(value) for name, _, value in samples}
+
+    def move(self, host: Host) -> None:
+        """Give a host another address; everybody's names lead there."""
+        host.link.move()
+        for known in self.hosts.values():
+            known.rename_others()
 
     def rows_counted(self, agent: Host) -> int:
         """Return how many rows of an agent's models the controller has counted."""

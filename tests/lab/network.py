@@ -19,6 +19,8 @@ _INTERFACE = "eth0"
 _SUBNET = "10.98.0"
 _BUCKET_BYTES = 16_384
 """A whole offloaded burst must fit in the bucket of a slow link, or the kernel drops it however long it waits."""
+_MOST_HOSTS = 100
+_MOVED = 100  # what moves goes where no cable is laid
 _PATIENCE = "300ms"
 """How long a packet may wait in the bucket's queue: what a slow router buffers."""
 
@@ -43,6 +45,7 @@ class Link:
         self.namespace = network.ground.name(host)
         self.loss_percent = 0.0
         self.is_up = True
+        self._blocked: frozenset[str] = frozenset()
         switch = network.namespace
         _ip("netns", "add", self.namespace)
         _ip("-n", switch, "link", "add", "name", self._port, "type", "veth",
@@ -75,6 +78,20 @@ class Link:
         self.loss_percent = percent
         self._network.apply_losses()
 
+    def block(self, *directions: str) -> None:
+        """Let nothing through ``to`` the host, ``from`` it, or both, and tell nobody; no direction ends it.
+
+        Unlike :meth:`down` the host's own end stays up: what a dead router or a NAT that forgot makes.
+        """
+        self._blocked = frozenset(directions)
+        self._network.apply_losses()
+
+    def move(self) -> None:
+        """Give the host another address, once, and take the one it had away; names follow when hosts are renamed."""
+        before, self.address = self.address, f"{_SUBNET}.{int(self.address.rpartition('.')[2]) + _MOVED}"
+        _ip("-n", self.namespace, "address", "add", f"{self.address}/24", "dev", _INTERFACE)
+        _ip("-n", self.namespace, "address", "delete", f"{before}/24", "dev", _INTERFACE)
+
     def counters(self) -> Counters:
         """Return what the host has received and sent since the lab began."""
         said = execute(["ip", "-n", self.namespace, "-json", "-stats", "link", "show", _INTERFACE]).data[0]["stats64"]
@@ -87,6 +104,9 @@ class Link:
 
     def loss_rules(self) -> Iterator[str]:
         """Yield the switch's rules that lose this cable's packets."""
+        for side, name in ((f'iifname "{self._port}"', "from"), (f'oifname "{self._port}"', "to")):
+            if name in self._blocked:
+                yield f"{side} drop"
         if self.loss_percent:
             dice = f"numgen random mod 10000 < {round(self.loss_percent * 100)}"
             yield f'iifname "{self._port}" {dice} drop'
@@ -119,8 +139,8 @@ class Network:
         """
         if host in self.links or host == "switch":
             raise LabError(f"the lab has a host {host} already")
-        if len(self.links) >= 200:
-            raise LabError("a lab has at most 200 hosts")
+        if len(self.links) >= _MOST_HOSTS:
+            raise LabError(f"a lab has at most {_MOST_HOSTS} hosts")
         self.links[host] = Link(self, host, len(self.links) + 10)
         return self.links[host]
 

@@ -38,11 +38,16 @@ OPTIONS: tuple[tuple[str, str | int], ...] = (
 )
 
 _SLOW_MS = 60_000
+_BULK_WINDOW_BYTES = 64 * 1024
 BULK_OPTIONS: tuple[tuple[str, str | int], ...] = (
     # The answer to a ping waits behind what the sender has buffered: at 256 kbit/s longer than the 5 s above, which cut
     # a download of 1 MiB two times without any loss and for ever with 5 % (tc tbf, nftables). A dead line is noticed by
     # the control connection, whose end is this one's, and a download that stands still by its own silence.
     *((key, _SLOW_MS if "timeout" in key or key == "grpc.keepalive_time_ms" else value) for key, value in OPTIONS),
+    # The controller's pings have 5 s on every connection, so no more than two seconds of such a line may be on its way:
+    # grpc would take the wait in the queues for a long line and widen the window until the controller cuts it.
+    ("grpc.http2.lookahead_bytes", _BULK_WINDOW_BYTES),
+    ("grpc.http2.bdp_probe", 0),
 )
 
 
