@@ -17,6 +17,7 @@ from vedette.controller.cli.frame import PROGRAM, Group
 from vedette.controller.cli.output import Output
 from vedette.controller.cli.problems import CliError, Exit, Failed, Missing, Usage
 from vedette.controller.cli.session import Session
+from vedette.models.version import __version__
 
 
 def _alone() -> None:
@@ -50,6 +51,7 @@ def _root() -> Group:
     fleet.drift_command(group)
     data.train_command(group)
     local.add_to(group)
+    click.version_option(__version__, message=f"{PROGRAM} %(version)s", help="Print the version.")(group)
     return group
 
 
