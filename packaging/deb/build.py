@@ -4,7 +4,7 @@ Rules:
 
 * The same files and commit give the same bytes: dates are the commit's; nothing of the builder's clock, folder, umask,
   language or time zone gets in.
-* The network is asked once for each set of pins: wheels are kept in build/wheels.
+* The network is asked only for wheels, by ``wheels``, which checks them.
 * Only packages arrive in the target folder, each by one rename.
 """
 
@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import json
 import os
 import re
 import shutil
@@ -20,22 +19,22 @@ import subprocess
 import sys
 import tempfile
 import textwrap
-import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import format_datetime
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
-ROLES = ("agent", "controller")
+from deb import wheels
+
+ROOT = wheels.ROOT
+ROLES = wheels.ROLES
 INPUTS = (
     *("agent", "controller", "models", "proto", "packaging", "systemd"),
     *("pyproject.toml", "constraints.txt", "README.md", "CHANGELOG.md", "LICENSE"),
     "docs/cli.md",  # manuals quote it
 )
 """What the packages are made of; a change elsewhere makes no other package."""
-TARGET_PYTHON = "/usr/bin/python3.11"
 VERSION_FILE = Path("models/vedette/models/version.py")
 _VERSION = re.compile(r'(__version__ = ")([^"]+)(")')
 _EXAMPLES = """examples:
@@ -63,10 +62,14 @@ def main() -> int:
     given = _parser().parse_args()
     os.umask(0o022)
     try:
+        if given.record_wheels:
+            _check_needs()
+            print(f"{wheels.RECORD}: {wheels.record()} wheels")
+            return 0
         roles, dist = given.roles or list(ROLES), given.dist.resolve()
         for path in build(roles, given.version, dist, fast=given.fast, keep=given.if_changed):
             print(path)
-    except BuildError as exc:
+    except (BuildError, wheels.WheelError) as exc:
         print(f"packaging/build: {exc}", file=sys.stderr)
         return 1
     return 0
@@ -83,6 +86,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", help="instead of the project's, for instance 0.2.0")
     parser.add_argument("--dist", type=Path, default=ROOT / "dist", metavar="DIR", help="where packages go (dist)")
     parser.add_argument("--fast", action="store_true", help="compress little: to try a package, not to give it away")
+    parser.add_argument(
+        "--record-wheels", action="store_true", help=f"instead: after a change of pins, write {wheels.RECORD} anew"
+    )
     parser.add_argument("--if-changed", action="store_true", help="keep packages in DIR that these very files made")
     return parser
 
@@ -98,6 +104,7 @@ def build(roles: list[str], version: str | None, dist: Path, *, fast: bool, keep
 
     Raises:
         BuildError: Something that a build takes is missing, or a step failed.
+        WheelError: The libraries' wheels cannot be had, or are not the recorded ones.
     """
     _check_needs()
     source = read_source()
@@ -216,49 +223,24 @@ def _changelog(version: str, news: list[str], date: datetime) -> str:
 
 def _own_wheel(tree: Path, scratch: Path, source: Source) -> Path:
     out = scratch / "own"
-    command = [_development_python(), "-m", "build", "--wheel", "--no-isolation", "--outdir", out, tree]
+    command: list[str | Path] = [
+        _development_python(),
+        "-m",
+        "build",
+        "--wheel",
+        "--no-isolation",
+        "--outdir",
+        out,
+        tree,
+    ]
     _run(command, _environment(source), tree)
     return next(out.glob("*.whl"))
 
 
 def _collect_wheels(role: str, own: Path, folder: Path) -> None:
     folder.mkdir(parents=True)
-    for wheel in [*wheels(role).glob("*.whl"), own]:
+    for wheel in [*wheels.collect(role, _architecture()).glob("*.whl"), own]:
         (folder / wheel.name).symlink_to(wheel)
-
-
-def wheels(role: str) -> Path:
-    """Return the folder with the pinned wheels of a role's libraries; downloads them the first time.
-
-    Raises:
-        BuildError: They cannot be had: no network, or a pin has no wheel for this machine.
-    """
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    wanted = [*project["dependencies"], *project["optional-dependencies"][role]]
-    pins = (ROOT / "constraints.txt").read_text()
-    key = hashlib.sha256(json.dumps([wanted, pins, TARGET_PYTHON, _architecture()]).encode()).hexdigest()[:12]
-    folder = ROOT / "build/wheels" / f"{role}-{key}"
-    if not folder.exists():
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{role}-", dir=folder.parent) as scratch:
-            _download(wanted, Path(scratch, "wheels"))
-            Path(scratch, "wheels").rename(folder)
-    return folder
-
-
-def _download(wanted: list[str], folder: Path) -> None:
-    pip = [_development_python(), "-m", "pip", "--python", TARGET_PYTHON, "download", "--quiet"]
-    options = ["--disable-pip-version-check", "--only-binary", ":all:", "--constraint", ROOT / "constraints.txt"]
-    _run([*pip, *options, "--dest", folder, *wanted], dict(os.environ), ROOT)
-    unpinned = [wheel.name for wheel in folder.glob("*.whl") if not _is_pinned(wheel)]
-    if unpinned:
-        raise BuildError(f"constraints.txt does not pin: {', '.join(sorted(unpinned))}")
-
-
-def _is_pinned(wheel: Path) -> bool:
-    name, version = wheel.name.split("-")[:2]
-    pins = re.sub(r"[-_.]+", "-", (ROOT / "constraints.txt").read_text().lower()).splitlines()
-    return re.sub(r"[-_.]+", "-", f"{name}=={version}".lower()) in pins
 
 
 def _environment(source: Source) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import shutil
 import subprocess
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from deb import wheels
 from deb.build import BuildError, debian_version
 from deb.fill import FillError, trim
 from deb.notices import NoticeError, copyright_file, gather, is_legal
@@ -87,3 +89,34 @@ def test_terms_are_known_by_their_names(path: str):
 @pytest.mark.parametrize("path", ["packaging/licenses/_spdx.py", "x/py.typed", "x/README.md", "x/METADATA"])
 def test_code_is_never_taken_for_terms(path: str):
     assert not is_legal(Path(path))
+
+
+def test_a_wheel_with_the_recorded_content_is_used(tmp_path: Path):
+    (tmp_path / "thing-1.0-py3-none-any.whl").write_bytes(b"thing")
+    digest = hashlib.sha256(b"thing").hexdigest()
+    wheels.check(tmp_path, wheels.read_record(f"{digest}  thing-1.0-py3-none-any.whl\n"))
+
+
+def test_a_wheel_with_another_content_is_refused(tmp_path: Path):
+    (tmp_path / "thing-1.0-py3-none-any.whl").write_bytes(b"thing, and something else")
+    with pytest.raises(wheels.WheelError, match="SHA-256"):
+        wheels.check(tmp_path, {"thing-1.0-py3-none-any.whl": hashlib.sha256(b"thing").hexdigest()})
+
+
+def test_a_wheel_that_is_not_recorded_is_refused_and_the_way_out_named(tmp_path: Path):
+    (tmp_path / "thing-1.0-py3-none-any.whl").touch()
+    with pytest.raises(wheels.WheelError, match="--record-wheels"):
+        wheels.check(tmp_path, {})
+
+
+def test_an_architecture_without_packages_is_refused_before_anything_is_downloaded():
+    with pytest.raises(wheels.WheelError, match="armhf"):
+        wheels.collect("agent", "armhf")
+
+
+@pytest.mark.parametrize("machine", wheels.MACHINES.values())
+def test_every_compiled_library_is_recorded_for_every_architecture(machine: str):
+    recorded = wheels.read_record((ROOT / wheels.RECORD).read_text())
+    compiled = {name.split("-")[0] for name in recorded if not name.endswith("-none-any.whl")}
+    assert compiled == {name.split("-")[0] for name in recorded if name.endswith(f"{machine}.whl")}
+    assert "onnxruntime" in compiled
