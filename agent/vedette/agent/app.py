@@ -20,6 +20,7 @@ import signal
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import AsyncExitStack, contextmanager, suppress
+from datetime import timedelta
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
@@ -73,6 +74,7 @@ _LOOK_S = 10.0  # at how the agent stands, where no watchdog says how often
 # A batch of 4096 rows may take a worker's longest deadline, twice, and wait for a fallen model's successor: 3 minutes.
 _STUCK_S = 300.0
 _TOLD_MODELS = 4
+_TOLD_TROUBLES = 3
 _MAX_REPORT_BYTES = 4 * 2**20
 
 
@@ -147,7 +149,8 @@ class Agent:
         self._settings = settings
         self._state = State(settings.state_dir / "state.db")
         self._clock = TrustedClock(SystemClock(), max(self._state.time_floor or EARLIEST, EARLIEST))
-        self._conditions = Conditions(self._clock, on_news=_log_condition)
+        self._begun_s: dict[str, float] = {}  # conditions by code; the wall clock may be set while they last
+        self._conditions = Conditions(self._clock, on_news=self._log_condition)
         self._windows = Windows(self._clock)
         self._identities = IdentityStore(settings.enrolment_dir)
         self._identity: Identity | None = None
@@ -366,6 +369,8 @@ class Agent:
         if (exposure := self._identities.exposure()) is not None:
             self._conditions.hold("identity-exposed", Severity.WARNING, exposure)
         self._identity = identity
+        text, extra = "this appliance is %s (%s) of controller %s", systemd.fields(agent=identity.name)
+        logger.info(text, identity.name, identity.agent_id, identity.controller_id, extra=extra)
         link, reconciler, reporter = self._fleet_parts(identity.reached_at(self._settings.link.controller))
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(link.run(reconciler))
@@ -471,8 +476,10 @@ class Agent:
         """Return one line for ``systemctl status``."""
         models = [f"{model.ref.model}:{model.ref.version}" for model in self._serving.actives.values()]
         link = self._figures.link
-        fleet = link.status.state.value if link else _NOT_ENROLLED
-        return f"serves {', '.join(models[:_TOLD_MODELS]) or 'no model'}; link {fleet}"
+        fleet = f"link {link.status.state.value}" if link else "not enrolled: vedette-agent enroll --token TOKEN"
+        troubles = [held.code for held in self._conditions.current() if held.severity is not Severity.INFO]
+        told = f"; {', '.join(troubles[:_TOLD_TROUBLES])}" if troubles else ""
+        return f"serves {', '.join(models[:_TOLD_MODELS]) or 'no model'}; {fleet}{told}"
 
     def _take_signals(self) -> None:
         loop = asyncio.get_running_loop()
@@ -487,10 +494,14 @@ class Agent:
     def _trouble(self, exc: AdvisedError) -> None:
         self._conditions.hold(exc.code, Severity.ERROR, f"{exc.what}: {exc.why}; {exc.remedy}")
 
-
-def _log_condition(condition: Condition, holds: bool) -> None:
-    level = _LEVELS[condition.severity] if holds else logging.INFO
-    logger.log(level, "%s" if holds else "over: %s", condition.text, extra=systemd.fields(code=condition.code))
+    def _log_condition(self, condition: Condition, holds: bool) -> None:
+        extra, now_s = systemd.fields(code=condition.code), self._clock.monotonic()
+        if holds:
+            self._begun_s.setdefault(condition.code, now_s)
+            logger.log(_LEVELS[condition.severity], "%s", condition.text, extra=extra)
+        else:
+            lasted = timedelta(seconds=round(now_s - self._begun_s.pop(condition.code, now_s)))
+            logger.info("%s is over, it lasted %s", condition.code, lasted, extra=extra)
 
 
 _LEVELS = {Severity.INFO: logging.INFO, Severity.WARNING: logging.WARNING, Severity.ERROR: logging.ERROR}

@@ -175,6 +175,19 @@ async def test_waits_grow_while_nobody_answers_and_the_condition_is_named(
     assert bench.waits[:4] == [1.0, 2.0, 4.0, 8.0]
 
 
+async def test_tries_that_fail_are_no_news_for_the_log(
+    controller: FakeController, agent_key: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "vedette")
+    bench = Bench(identity_for(controller, agent_key))
+    await controller.stop()
+    async with running(bench):
+        for tries in range(1, 4):
+            await bench.until_waits(tries)
+            await bench.clock.advance(60.0)
+    assert caplog.text == ""  # the condition is logged, once, by whoever holds the conditions
+
+
 async def test_a_session_that_never_lasts_does_not_shorten_the_waits(
     controller: FakeController, agent_key: bytes
 ) -> None:

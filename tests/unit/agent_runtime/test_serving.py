@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import signal
 from dataclasses import replace
@@ -586,3 +587,76 @@ async def test_a_release_that_is_not_the_assigned_one_is_refused(appliance: Appl
     first, second = (appliance.shelf.flow_release(version) for version in (1, 2))
     with pytest.raises(InstallFailed, match="the assignment names"):
         await appliance.serving.install(assigned(first), second, appliance.fetch)
+
+
+# What the journal is asked for: "all about this slot", "errors only"
+
+
+def logged(caplog: pytest.LogCaptureFixture) -> list[tuple[int, str, dict[str, str]]]:
+    """Return level, text and fields of what was logged of slots."""
+    records = [record for record in caplog.records if record.name.endswith(".serving")]
+    return [(record.levelno, record.getMessage(), getattr(record, "vedette_fields", {})) for record in records]
+
+
+async def test_each_change_of_a_slot_is_logged_once_with_slot_model_and_build(
+    appliance: Appliance, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    first, second = (appliance.shelf.flow_release(version) for version in (1, 2))
+    await install(appliance, first)
+    await install(appliance, second)
+    await appliance.restart()
+    await appliance.serving.remove(SLOT)
+    told = logged(caplog)
+    known = [
+        {"VEDETTE_SLOT": SLOT, "VEDETTE_MODEL": f"{SLOT}:{version}", "VEDETTE_BUILD": release.builds[0].digest}
+        for version, release in ((1, first), (2, second), (2, second), (2, second))
+    ]
+    assert [fields for _, _, fields in told] == known
+    assert {level for level, _, _ in told} == {logging.INFO}
+    begins = [
+        "serves flow-threat:1 (build sha256:",
+        "serves flow-threat:2 (build",
+        "serves flow-threat:2 again",
+        "is empty",
+    ]
+    assert [text.startswith(f"slot {SLOT} {begin}") for (_, text, _), begin in zip(told, begins, strict=True)] == [
+        True
+    ] * 4
+    assert "flow-threat:1 stays at hand" in told[1][1]
+
+
+async def test_a_try_that_fails_again_and_again_is_logged_once_until_something_else_happens(
+    appliance: Appliance, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    release = appliance.shelf.flow_release(1)
+    reasons: list[AgentError] = [AgentError("cable cut")] * 3 + [DiskFull("full")] * 2 + [AgentError("cable cut")]
+
+    for reason in reasons:
+
+        async def fetch(blob: Blob, reason: AgentError = reason) -> Path:
+            raise reason
+
+        with pytest.raises(InstallFailed):
+            await appliance.serving.install(assigned(release), release, fetch)
+    assert [fields["VEDETTE_CODE"] for _, _, fields in logged(caplog)] == [
+        "download-failed",
+        "disk-full",
+        "download-failed",
+    ]
+
+
+async def test_a_fall_is_an_error_that_says_what_is_next(
+    appliance: Appliance, caplog: pytest.LogCaptureFixture
+) -> None:
+    first, second = (appliance.shelf.flow_release(version) for version in (1, 2))
+    await install(appliance, first)
+    await install(appliance, second)
+    for _ in range(3):
+        await kill_worker(appliance)
+    assert await version_that_answers(appliance) == 1
+    (fallen,) = [(text, fields) for level, text, fields in logged(caplog) if level == logging.ERROR]
+    assert fallen[0].startswith("slot flow-threat: flow-threat:2 does not serve any more: ")
+    assert fallen[0].endswith("next is flow-threat:1")
+    assert fallen[1]["VEDETTE_BUILD"] == second.builds[0].digest

@@ -162,7 +162,7 @@ class Link:
                 self._backoff.succeeded()
             wait_s = self._backoff.failed()
             self._stand(LinkState.WAITING, address)
-            logger.info("next try to reach the controller in %.1f s", wait_s)
+            logger.debug("next try to reach the controller in %.1f s", wait_s)
             await self._clock.sleep(wait_s)
 
     async def _session(self, address: str, desk: FleetDesk) -> None:
@@ -244,7 +244,8 @@ class Link:
 
     def _failed(self, exc: AdvisedError) -> None:
         self.failures[exc.code] += 1
-        logger.info("%s: %s", exc.what, exc.why)
+        # The condition is logged when it begins and ends. Were each try, a week without a link would fill the log.
+        logger.debug("%s: %s", exc.what, exc.why)
         self._conditions.clear(*(code for code in _CONDITIONS if code != exc.code))
         self._conditions.hold(exc.code, values.Severity.WARNING, f"{exc.what}: {exc.why}; {exc.remedy}")
 

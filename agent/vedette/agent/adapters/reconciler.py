@@ -229,7 +229,7 @@ class Reconciler:
     async def _apply_until_done(self, accepted: Accepted) -> None:
         while not await self._apply(accepted):
             wait_s = self._backoff.failed()
-            logger.info("assignment %d is tried again in %.0f s", accepted.assignment.sequence, wait_s)
+            logger.debug("assignment %d is tried again in %.0f s", accepted.assignment.sequence, wait_s)
             await self._clock.sleep(wait_s)
 
     async def _apply(self, accepted: Accepted) -> bool:

@@ -177,6 +177,8 @@ class _Slot:
         self.lock = asyncio.Lock()  # of installations
         self.settling: asyncio.Task[None] | None = None  # a fallback, or a bring-up that the host did not allow yet
         self.strikes: list[float] = []
+        self.begun_s = 0.0  # when the installation that goes on, or was the last, began
+        self.told = ("", "")  # build and code of the failure that was logged last; repeated tries log it once
 
 
 class Serving:
@@ -272,7 +274,7 @@ class Serving:
         try:
             return self.blobs.read(model.release.reference)
         except (BlobCorrupt, SpawnFailed) as exc:
-            logger.warning("no reference profile for slot %s: %s", slot, exc)
+            logger.warning("no reference profile for slot %s: %s", slot, exc, extra=_known(model.build))
             return None
 
     # Answering
@@ -334,11 +336,11 @@ class Serving:
         slot = self._slots.setdefault(target.slot, _Slot(SlotRecord(target.slot)))
         async with slot.lock:
             try:
+                slot.begun_s = self._clock.monotonic()
                 while (step := self._next(slot, target)) is not Step.NOTHING:
                     await self._take(step, slot, target, release, fetch)
             except InstallFailed as exc:
-                text = "%s:%d was not installed: %s"
-                logger.warning(text, target.model, target.version, exc, extra=_known(target, exc.code))
+                _log_not_installed(slot, target, exc)
                 self._emit(EventKind.FAILED, slot, target, exc.code, exc.reason)
                 raise
             finally:
@@ -356,7 +358,9 @@ class Serving:
         if found is None:
             return
         async with found.lock:
+            was = found.record.active
             self._forget(found)
+            logger.info("slot %s is empty: nothing is wanted in it any more", slot, extra=_known(was, slot=slot))
             if found.settling is not None:
                 found.settling.cancel()
             old, found.model = found.model, None
@@ -451,6 +455,8 @@ class Serving:
         self._store(slot, advance(slot.record, Event.SWITCHED))
         old, slot.model, slot.loaded = slot.model, slot.loaded, None
         slot.strikes.clear()
+        slot.told = ("", "")
+        _log_switched(slot.record, self._clock.monotonic() - slot.begun_s)
         self._emit(EventKind.INSTALLED, slot, slot.record.active)
         if old is not None:
             await asyncio.shield(old.runner.retire(self._settings.drain_s))
@@ -490,7 +496,8 @@ class Serving:
         try:
             self._store_leftovers()
         except (DiskFull, StateError) as exc:
-            logger.warning("%s; slot %s goes on unstored", exc, record.slot)
+            extra = fields(code=_code(exc), slot=record.slot)
+            logger.warning("%s; slot %s goes on unstored", exc, record.slot, extra=extra)
 
     def _store_leftovers(self) -> None:
         while self._unstored:
@@ -546,7 +553,7 @@ class Serving:
             await runner.start()
         except WorkerCrashed as exc:
             # One death may be the host's doing, of its OOM killer for one; two are the model's.
-            logger.info("%s; trying once more", exc)
+            logger.info("%s; trying once more", exc, extra=_known(build, _code(exc)))
             await runner.start()
         return runner
 
@@ -565,11 +572,13 @@ class Serving:
     async def _bring_up(self, slot: _Slot) -> bool:
         """Make the stored active build answer, or the one before it; return False when the host did not allow it."""
         while (build := slot.record.active) is not None:
+            begun_s = self._clock.monotonic()
             try:
                 release = self._release(build.release)
                 golden = await self._is_whole(release.golden)
                 if not golden:
-                    logger.warning("golden samples of %s are damaged: starting it without its self-test", release.name)
+                    text = "golden samples of %s are damaged: starting it without its self-test"
+                    logger.warning(text, release.name, extra=_known(build))
                 model = await self._load(slot, build, release, golden=golden)
             except InstallFailed as exc:
                 if exc.code is InstallCode.HOST_FAILED:
@@ -580,6 +589,9 @@ class Serving:
                 continue
             if slot.record.active == build and slot.model is None and not self._stopping:
                 slot.model = model
+                text = "slot %s serves %s again, loaded and tested in %.1f s"
+                took_s = self._clock.monotonic() - begun_s
+                logger.info(text, build.slot, _name(build), took_s, extra=_known(build))
             else:  # a newer build was switched to meanwhile
                 await model.runner.abandon()
             return True
@@ -603,7 +615,7 @@ class Serving:
             return
         code = _code(strike.error)
         extra = _known(model.build, code)
-        logger.warning("%s:%d: %s", model.build.model, model.build.version, strike.error, extra=extra)
+        logger.warning("%s: %s", _name(model.build), strike.error, extra=extra)
         self._emit(EventKind.RESTARTED, slot, model.build, code, str(strike.error))
         now = self._clock.monotonic()
         slot.strikes = [at for at in slot.strikes if now - at <= self._settings.strike_window_s] + [now]
@@ -621,9 +633,11 @@ class Serving:
 
     def _fall(self, slot: _Slot, build: SlotAssignment, failed: InstallFailed) -> None:
         """Store that the active build is not to run any more and that the previous one is active."""
-        logger.error("%s:%d falls: %s", build.model, build.version, failed, extra=_known(build, failed.code))
         self.models_damaged += failed.code is InstallCode.DIGEST_MISMATCH
         record = roll_back(slot.record, str(failed))
+        text = "slot %s: %s does not serve any more: %s; next is %s"
+        then = _name(record.active) if record.active else "nothing, for there is none before it"
+        logger.error(text, build.slot, _name(build), failed, then, extra=_known(build, failed.code))
         self._store_anyway(slot, record, build if failed.blames_build else None, str(failed))
         self._emit(EventKind.FELL_BACK, slot, build, failed.code, failed.reason)
 
@@ -654,7 +668,7 @@ class Serving:
         try:
             keep = {blob.digest for build in builds for blob in _needed(self._release(build.release), build)}
         except InstallFailed as exc:
-            logger.warning("files are kept: %s", exc)
+            logger.warning("files are kept: %s", exc, extra=fields(code=exc.code))
             return 0
         self._releases = {digest: self._releases[digest] for digest in {build.release for build in builds}}
         return self.blobs.collect(keep)
@@ -698,9 +712,32 @@ class Serving:
         self.on_event(ServingEvent(kind, slot.record.slot, build_ref(build), code, text))
 
 
-def _known(build: SlotAssignment, code: str) -> dict[str, Mapping[str, str]]:
-    """Return what a log call on a build knows of it."""
-    return fields(code=code, slot=build.slot, model=f"{build.model}:{build.version}", build=build.build)
+def _log_switched(record: SlotRecord, took_s: float) -> None:
+    build, before = record.active, record.previous
+    if build is not None:
+        text = "slot %s serves %s (build %s), fetched, tested and switched to in %.1f s; %s"
+        place = f"{_name(before)} stays at hand" if before else "it is the first there"
+        logger.info(text, build.slot, _name(build), build.build[:19], took_s, place, extra=_known(build))
+
+
+def _log_not_installed(slot: _Slot, target: SlotAssignment, failed: InstallFailed) -> None:
+    """Log why a build was not installed; when the next try ends alike, only for who debugs."""
+    told = (target.build, str(failed.code))
+    level = logging.DEBUG if told == slot.told else logging.WARNING
+    slot.told = told
+    text = "slot %s: %s was not installed: %s"
+    logger.log(level, text, target.slot, _name(target), failed, extra=_known(target, failed.code))
+
+
+def _name(build: SlotAssignment) -> str:
+    return f"{build.model}:{build.version}"
+
+
+def _known(build: SlotAssignment | None, code: str = "", slot: str = "") -> dict[str, Mapping[str, str]]:
+    """Return what a log call on a build, or on a slot that had none, knows of it."""
+    if build is None:
+        return fields(code=code, slot=slot)
+    return fields(code=code, slot=build.slot, model=_name(build), build=build.build)
 
 
 def _code(exc: Exception) -> InstallCode:
