@@ -31,7 +31,7 @@ async def program(
         env={**os.environ, "NOTIFY_SOCKET": systemd.getsockname()}, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip
     try:
-        assert await asyncio.to_thread(systemd.recv, 100) == b"READY=1"
+        assert (await asyncio.to_thread(systemd.recv, 1000)).startswith(b"READY=1\nSTATUS=")
         yield process
     finally:
         if process.returncode is None:

@@ -48,7 +48,7 @@ from vedette.controller.services.enrolment import Trust
 from vedette.controller.settings import ControllerSettings, advertised, with_port
 from vedette.models.toml_settings import parse_address
 from vedette.models.version import __version__
-from vedette.wire.systemd import notify, watchdog_interval_s
+from vedette.wire.systemd import fields, notify, watchdog_interval_s
 from vedette.wire.v1 import admin_pb2_grpc, artifacts_pb2_grpc, enrolment_pb2_grpc, fleet_pb2_grpc, telemetry_pb2_grpc
 from vedette.wire.values import HelloResponse
 
@@ -80,10 +80,14 @@ class Controller:
     def admin_parts(self) -> tuple[object, ...]:
         """Return what serves the Admin verbs."""
         rooms = self.rooms
+
+        def admin(_: object) -> str:
+            return caller().name
+
         return (
-            AdminFleet(rooms.desk, rooms.enrolment),
-            AdminMl(rooms.datasets, rooms.runs, rooms.registry, rooms.drift),
-            AdminRollout(rooms.rollouts, lambda _: caller().name),
+            AdminFleet(rooms.desk, rooms.enrolment, admin),
+            AdminMl(rooms.datasets, rooms.runs, rooms.registry, rooms.drift, admin),
+            AdminRollout(rooms.rollouts, admin),
         )
 
     async def start(self) -> None:
@@ -102,7 +106,14 @@ class Controller:
             await self._http.start(self.settings.http)
         self._reserve.take_back()
         self._tasks = [asyncio.create_task(self._watch_streams()), asyncio.create_task(self._purge())]
-        logger.info("serving agents and admins on port %d, enrolment on port %d", self.port, self.enrol_port)
+        text = "vedette-controller %s serves agents and admins on port %d, enrolment on port %d"
+        logger.info(text, __version__, self.port, self.enrol_port)
+
+    @property
+    def standing(self) -> str:
+        """Return one line for ``systemctl status``."""
+        fleet = self.rooms.fleet
+        return f"{fleet.online} of {fleet.size} agents online; port {self.port}, enrolment {self.enrol_port}"
 
     def _serve_members(self) -> None:
         server = self._members
@@ -177,7 +188,8 @@ class Controller:
                 if deleted:
                     logger.info("deleted %d telemetry windows older than %d days", deleted, self.settings.keep_days)
             except ControllerError as exc:  # a full disk, say; the next round tries again
-                logger.warning("old telemetry was not deleted: %s; %s", exc.what, exc.why)
+                text, extra = "old telemetry was not deleted: %s; %s", fields(code=exc.code)
+                logger.warning(text, exc.what, exc.why, extra=extra)
             await asyncio.sleep(_PURGE_EVERY_S)
 
     async def _healthz(self) -> Answer:
@@ -263,10 +275,10 @@ async def _serve(settings: ControllerSettings, keys: KeyRing, database: Database
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     controller = Controller(settings, keys, database, SystemClock())
-    feeding = asyncio.create_task(_feed_watchdog())
+    feeding = asyncio.create_task(_feed_watchdog(controller))
     try:
         await controller.start()
-        notify("READY=1")
+        notify(f"READY=1\nSTATUS={controller.standing}")
         await stop.wait()
         notify("STOPPING=1")
         logger.info("stopping")
@@ -275,9 +287,9 @@ async def _serve(settings: ControllerSettings, keys: KeyRing, database: Database
         feeding.cancel()
 
 
-async def _feed_watchdog() -> None:
+async def _feed_watchdog(controller: Controller) -> None:
     """Tell systemd, as often as it wants, that the event loop turns: by the loop itself, so a hung one is found."""
     interval_s = watchdog_interval_s()
     while interval_s:
         await asyncio.sleep(interval_s)
-        notify("WATCHDOG=1", wait_s=0)
+        notify(f"WATCHDOG=1\nSTATUS={controller.standing}", wait_s=0)

@@ -34,6 +34,7 @@ from vedette.controller.services.runs import RunService
 from vedette.controller.services.telemetry import Telemetry
 from vedette.controller.services.workshop import Workshop
 from vedette.controller.settings import ControllerSettings
+from vedette.wire.systemd import fields
 
 logger = logging.getLogger(__name__)
 
@@ -205,7 +206,7 @@ def _collect(
         keep = versions.named_blobs() | data.named_blobs()
         removed = blobs.collect(keep, older_than=(clock.now() - _ORPHAN_LIFE).timestamp())
     except ControllerError as exc:  # they cost room, no more; the next start tries again
-        logger.warning("orphaned blobs are not removed: %s; %s", exc.what, exc.why)
+        logger.warning("orphaned blobs are not removed: %s; %s", exc.what, exc.why, extra=fields(code=exc.code))
     else:
         if removed:
             logger.info("removed %d blobs that nothing names", removed)

@@ -33,7 +33,7 @@ async def log_of_a_day(config: Path, systemd: socket.socket) -> tuple[str, str]:
         env={**os.environ, "NOTIFY_SOCKET": systemd.getsockname()},
     )  # fmt: skip
     try:
-        assert await asyncio.to_thread(systemd.recv, 100) == b"READY=1"
+        assert (await asyncio.to_thread(systemd.recv, 1000)).startswith(b"READY=1\n")
         client = Client(config)
         async with client.admin() as admin:
             answer = await admin.CreateToken(admin_pb2.CreateTokenRequest(uses=1))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -110,6 +111,47 @@ async def test_a_failure_stops_it_and_takes_back_what_has_not_moved(site: Site) 
     assert shown.reason == f"edge-{second} failed: self-test: row 3 differs"
     assert (site.fleet.wanted(first), site.fleet.wanted(second)) == (2, 1)
     assert len(site.fleet.changes) == 3
+
+
+def _logged(caplog: pytest.LogCaptureFixture) -> list[tuple[int, str, dict[str, str]]]:
+    records = [record for record in caplog.records if record.name.endswith(".rollout_log")]
+    return [(record.levelno, record.getMessage(), record.vedette_fields) for record in records]  # type: ignore[attr-defined]
+
+
+async def test_the_log_has_each_event_and_each_agents_fate_once_with_fields_to_find_them_by(
+    site: Site, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    service = site.service()
+    started = await _begin(service)
+    await _finish(site, service, started.rollout)
+    told = _logged(caplog)
+    events = [event.text for event in (await service.rollout(started.rollout)).events]
+    head = f"rollout {started.rollout} (flow-threat:2"
+    of_rollout = [text for _, text, known in told if "VEDETTE_AGENT" not in known]
+    begun = [f"{head} to all agents): {event}" for event in events[:2]]  # its start, and its first wave's
+    assert of_rollout == [*begun, *[f"{head}): {event}" for event in events[2:]]]
+    of_agents = {known["VEDETTE_AGENT"]: text for _, text, known in told if "VEDETTE_AGENT" in known}
+    assert of_agents == {name: f"{head}): {name} serves it" for name in of_agents}
+    assert len(of_agents) == len(told) - len(events) == 4
+    common = {"VEDETTE_ROLLOUT": started.rollout, "VEDETTE_MODEL": "flow-threat:2", "VEDETTE_SLOT": "flow-threat"}
+    assert all(common.items() <= known.items() for _, _, known in told)
+
+
+async def test_a_rollout_that_stopped_is_a_warning_and_so_is_the_agent_that_stopped_it(
+    site: Site, caplog: pytest.LogCaptureFixture
+) -> None:
+    service = site.service()
+    await _begin(service, waves=("2", "100%"))
+    bad = site.fleet.changes[0][0]
+    site.fleet.fail(bad, 2)
+    await service.on_status(bad, site.fleet.records[bad].status)
+    await service.tick()
+    warnings = [(text.partition("): ")[2], known.get("VEDETTE_AGENT")) for level, text, known in _logged(caplog)]
+    assert warnings == [
+        (f"edge-{bad} failed: self-test: row 3 differs", f"edge-{bad}"),
+        (f"stopped: edge-{bad} failed: self-test: row 3 differs", None),
+    ]
 
 
 async def test_a_refusal_is_learnt_from_the_stored_result(site: Site) -> None:

@@ -19,6 +19,7 @@ from vedette.controller.services.workshop import Blobs
 from vedette.models.profile import DataProfile, ProfileError, ReferenceProfile
 from vedette.models.release import Release
 from vedette.models.tensors import MAX_TENSOR_FILE_BYTES
+from vedette.wire.systemd import fields
 from vedette.wire.views import DriftReport, VersionDrift
 
 logger = logging.getLogger(__name__)
@@ -142,7 +143,8 @@ class DriftService:
             try:
                 profile = DataProfile.decode(row.profile, reference)
             except ProfileError as exc:  # one agent's bad bytes must not hide all the others'
-                logger.warning("a profile of agent %s for %s cannot be read: %s", name, release.name, exc)
+                text, extra = "a profile of agent %s for %s cannot be read: %s", fields(agent=name, model=release.name)
+                logger.warning(text, name, release.name, exc, extra=extra)
                 continue
             seen.setdefault(row.version, {}).setdefault(name, DataProfile(reference)).merge(profile)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,14 +11,17 @@ from typing import Protocol
 
 from vedette.controller.domain.agents import AgentRecord
 from vedette.controller.domain.clock import Clock
-from vedette.controller.domain.errors import TooMany
+from vedette.controller.domain.errors import ControllerError, TooMany
 from vedette.controller.domain.rate import AddressLimit
 from vedette.controller.domain.selector import check_labels
 from vedette.controller.domain.tokens import DEFAULT_LIFE, Applicant, Enrolled, TokenRecord, check_terms, secret_digest
 from vedette.controller.services.ports import Runner
+from vedette.wire.systemd import fields
 from vedette.wire.token import EnrolmentToken
 from vedette.wire.values import EnrolRequest, EnrolResponse
 from vedette.wire.views import Token
+
+logger = logging.getLogger(__name__)
 
 
 class Tokens(Protocol):
@@ -108,9 +112,15 @@ class Enrolment:
         if not self._limit.allows(address, self._clock.monotonic()):
             why = f"more than {AddressLimit.RATE_PER_S:g} enrolments a second from {address}"
             raise TooMany("enrolments-too-many", "too many enrolments at once", why, "repeat it in a moment")
-        enrolled = await self._runner.run(self._enrol, request, self._clock.now())
+        try:
+            enrolled = await self._runner.run(self._enrol, request, self._clock.now())
+        except ControllerError as exc:
+            text = "an enrolment from %s with token %s was refused: %s; %s"
+            logger.warning(text, address, request.token_id[:40], exc.what, exc.why, extra=fields(code=exc.code))
+            raise
         await self._fleet.admit(enrolled.agent)
         self.enrolled += enrolled.is_new
+        _log_enrolled(enrolled, request.token_id, address)
         return self._response(enrolled)
 
     def _enrol(self, request: EnrolRequest, at: datetime) -> Enrolled:
@@ -182,3 +192,9 @@ class Enrolment:
             NotFound: There is no such token.
         """
         return (await self._runner.run(self._tokens.revoke, token_id, self._clock.now())).view()
+
+
+def _log_enrolled(enrolled: Enrolled, token_id: str, address: str) -> None:
+    agent, how = enrolled.agent, "enrolled" if enrolled.is_new else "got its certificate again"
+    text, extra = "agent %s (%s) %s from %s with token %s", fields(agent=agent.name)
+    logger.info(text, agent.name, agent.id, how, address, token_id, extra=extra)

@@ -46,7 +46,7 @@ from vedette.models.assignment import MAX_SLOTS, SlotAssignment
 from vedette.models.signing import SigningKey
 from vedette.wire.convert import AgentWord
 from vedette.wire.systemd import fields
-from vedette.wire.values import DesiredState, GenerationResult, Hello, Status, Welcome
+from vedette.wire.values import DesiredState, GenerationResult, Hello, Outcome, Status, Welcome
 
 logger = logging.getLogger(__name__)
 
@@ -154,6 +154,11 @@ class Fleet:
     def online(self) -> int:
         """How many agents are connected."""
         return sum(entry.session is not None for entry in self._entries.values())
+
+    @property
+    def size(self) -> int:
+        """How many agents there are that were not revoked."""
+        return sum(entry.record.revoked is None for entry in self._entries.values())
 
     # -- FleetView -------------------------------------------------------------------------------------------------
 
@@ -266,6 +271,7 @@ class Fleet:
             " it keeps what it runs%s",
             entry.record.name, entry.reported_sequence, newest,
             f"; held, for it runs what is unknown here: {', '.join(kept.unknown)}" if kept.unknown else "",
+            extra=fields(agent=entry.record.name, code="agent-held" if kept.unknown else ""),
         )  # fmt: skip
         await self._save_kept(entry, kept, hello.status, self._clock.now() if has_changed else entry.record.moved_on)
         return bool(kept.unknown)
@@ -327,11 +333,7 @@ class Fleet:
             return  # repeated after a lost link, or about an assignment of a controller restored to before it
         await self._runner.run(self._store.save_result, entry.record.id, result)
         entry.record = replace(entry.record, result=result)
-        logger.info(
-            "agent %s: assignment %d %s %s %s",
-            entry.record.name, result.sequence, result.outcome, result.code, result.reason,
-            extra=fields(agent=entry.record.name, code=result.code),
-        )  # fmt: skip
+        _log_result(entry.record.name, result)
         if entry.newest and must_reissue_after(entry.newest, result) and session.reissued < _MOST_REISSUES:
             session.reissued += 1
             async with entry.lock:
@@ -414,7 +416,6 @@ class Fleet:
             return
         self._entries[agent.id] = _Entry(agent)
         self._ids[agent.name] = agent.id
-        logger.info("agent %s (%s) enrolled", agent.name, agent.id, extra=fields(agent=agent.name))
         await self._tell(lambda observer: observer.on_enrolled(agent.id))
 
     async def label(self, name: str, wanted: Mapping[str, str], unwanted: Iterable[str]) -> AgentRecord:
@@ -494,6 +495,13 @@ class Fleet:
                 reported_sequence=entry.reported_sequence,
             )
         )
+
+
+def _log_result(name: str, result: GenerationResult) -> None:
+    level = logging.INFO if result.outcome is Outcome.APPLIED else logging.WARNING
+    why = f": {result.code}: {result.reason}" if result.code else ""
+    extra = fields(agent=name, code=result.code)
+    logger.log(level, "agent %s %s assignment %d%s", name, result.outcome, result.sequence, why, extra=extra)
 
 
 def _check_sequence(sequence: int) -> None:

@@ -18,6 +18,7 @@ from vedette.controller.services.datasets import safe_file_name
 from vedette.controller.services.workshop import Pieces, Workshop
 from vedette.models.flows.features import FLOW_SCHEMA
 from vedette.models.release import Build
+from vedette.wire.systemd import fields
 from vedette.wire.views import Version
 
 logger = logging.getLogger(__name__)
@@ -116,7 +117,8 @@ class RegistryService:
             Refused: The model has versions of another kind.
         """
         version = await self._shop.runner.run(self._store.add, draft, source, self._shop.clock.now())
-        logger.info("version %s is registered (release %s)", version.version, version.digest)
+        extra = fields(model=version.version, slot=draft.model)
+        logger.info("version %s is registered (release %s)", version.version, version.digest, extra=extra)
         return version
 
     async def version(self, name: str) -> Version:

@@ -28,6 +28,7 @@ from vedette.controller.domain.rollout_plan import choose_build, plan
 from vedette.controller.domain.selector import Selector
 from vedette.controller.domain.waves import parse_waves
 from vedette.controller.services.ports import Runner
+from vedette.controller.services.rollout_log import log_changes
 from vedette.models.assignment import SlotAssignment
 from vedette.wire import views
 from vedette.wire.systemd import fields
@@ -188,8 +189,6 @@ class RolloutService:
             )
             await self._keep(rollout)
             self._look_at_all = True
-        extra = fields(rollout=rollout.id, model=rollout.version)
-        logger.info("%s starts rollout %s: %s to %r", by, rollout.id, version, selector, extra=extra)
         self._wake.set()
         return machine.view(rollout)
 
@@ -219,8 +218,6 @@ class RolloutService:
             if rollout.id in self._rollouts:
                 await self._keep(rollout)
                 self._look_at_all = True
-        extra = fields(rollout=rollout.id, model=rollout.version)
-        logger.info("%s: %s rollout %s", by, change.__name__, rollout.id, extra=extra)
         self._wake.set()
         return machine.view(rollout)
 
@@ -294,7 +291,9 @@ class RolloutService:
             try:
                 await self.tick()
             except (StoreFailed, DiskFull) as exc:
-                logger.warning("rollouts wait, the store failed: %s; %s", exc.what, exc.why)
+                logger.warning(
+                    "rollouts wait, the store failed: %s; %s", exc.what, exc.why, extra=fields(code=exc.code)
+                )
                 await asyncio.sleep(self._retry_s)
                 self._wake.set()
             except Exception:
@@ -367,9 +366,8 @@ class RolloutService:
             await self._runner.run(self._store.save, rollout, before)
             self._changed.set()
             self._changed = asyncio.Event()
+            log_changes(before, rollout)
             if before and before.state is not rollout.state:
-                text, extra = "rollout %s of %s: %s %s", fields(rollout=rollout.id, model=rollout.version)
-                logger.info(text, rollout.id, rollout.version, rollout.state, rollout.reason, extra=extra)
                 self._place_all |= rollout.state is views.RolloutState.SUCCEEDED
         if rollout.has_ended and not machine.pending_actions(rollout):
             self._rollouts.pop(rollout.id, None)
@@ -435,17 +433,20 @@ class RolloutService:
         self._newcomers[agent.id] = agent.attributes
 
     async def _assign_standing(self, agent: AgentRecord, item: Standing) -> None:
+        extra = fields(agent=agent.name, model=item.version, slot=item.model)
         try:
             version = await self._versions.version(item.version)
             build = choose_build(version, agent.facts)
             if build is None:
-                logger.warning("agent %s should run %s and has no runtime for it", agent.name, item.version)
+                text = "agent %s should run %s and has no runtime for it"
+                logger.warning(text, agent.name, item.version, extra=extra)
                 return
             target = SlotAssignment(item.model, item.model, version.number, version.digest, build.digest)
             await self._desired.set_slot(agent.id, target)
-            logger.info("agent %s came later and gets %s", agent.name, item.version)
+            logger.info("agent %s came later and gets %s", agent.name, item.version, extra=extra)
         except (NotFound, Refused) as exc:
-            logger.warning("agent %s should run %s: %s; %s", agent.name, item.version, exc.what, exc.why)
+            text = "agent %s should run %s: %s; %s"
+            logger.warning(text, agent.name, item.version, exc.what, exc.why, extra=extra)
 
 
 def _check_none_held(agents: Iterable[AgentRecord], slot: str) -> None:

@@ -318,7 +318,8 @@ class RunService:
             try:
                 await self._fail(record, live, error)
             except ControllerError as exc:
-                logger.warning("the failure of run %s is not stored: %s; %s", record.run, exc.what, exc.why)
+                text, extra = "the failure of run %s is not stored: %s; %s", fields(run=record.run, code=exc.code)
+                logger.warning(text, record.run, exc.what, exc.why, extra=extra)
                 live.tell(0.0, f"failed, which is not stored yet: {exc.what}")
                 await asyncio.sleep(wait_s)
             else:
@@ -383,7 +384,7 @@ def _write_log(work: Path, log: Log) -> None:
     try:
         harness.replace(work / _LOG_FILE, "".join(line + "\n" for line in log.lines).encode())
     except OSError as exc:  # a full disk, say: the log is not worth a run
-        logger.warning("the log of %s is not kept: %s", work.name, exc)
+        logger.warning("the log of %s is not kept: %s", work.name, exc, extra=fields(run=work.name))
 
 
 def _read_log(work: Path) -> list[bytes]:

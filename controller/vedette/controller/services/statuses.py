@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from vedette.controller.domain.desired import Heard
 from vedette.controller.domain.errors import ControllerError
 from vedette.controller.services.ports import Runner
+from vedette.wire.systemd import fields
 
 logger = logging.getLogger(__name__)
 
@@ -63,6 +64,7 @@ class StatusWriter:
             await self._runner.run(self._save, list(batch.values()))
         except ControllerError as exc:
             self._unwritten = {**batch, **self._unwritten}
-            logger.warning("the status of %d agents is not stored: %s; %s", len(batch), exc.what, exc.why)
+            text, extra = "the status of %d agents is not stored: %s; %s", fields(code=exc.code)
+            logger.warning(text, len(batch), exc.what, exc.why, extra=extra)
             return False
         return True

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import logging
+from collections.abc import AsyncIterator, Callable
 from datetime import timedelta
 from typing import Any, Protocol, TypeVar
 
@@ -14,7 +15,10 @@ from vedette.controller.services.drift import DriftService
 from vedette.controller.services.registry import RegistryService
 from vedette.controller.services.runs import RunService
 from vedette.wire import convert
+from vedette.wire.systemd import fields
 from vedette.wire.v1 import admin_pb2
+
+logger = logging.getLogger(__name__)
 
 Context = aio.ServicerContext[Any, Any]
 H_co = TypeVar("H_co", covariant=True)
@@ -33,13 +37,29 @@ class _Upload(Protocol[H_co]):
 
 
 class AdminMl:
-    """A part of the Admin service."""
+    """A part of the Admin service.
 
-    def __init__(self, data: DatasetService, runs: RunService, versions: RegistryService, drift: DriftService) -> None:
+    Args:
+        data: Keeps datasets.
+        runs: Trains.
+        versions: Keeps what was trained or uploaded.
+        drift: Compares.
+        caller: Tells the name of the admin behind a call.
+    """
+
+    def __init__(
+        self,
+        data: DatasetService,
+        runs: RunService,
+        versions: RegistryService,
+        drift: DriftService,
+        caller: Callable[[Context], str],
+    ) -> None:
         self._data = data
         self._runs = runs
         self._versions = versions
         self._drift = drift
+        self._caller = caller
 
     async def ImportData(  # noqa: N802
         self, requests: AsyncIterator[admin_pb2.ImportDataRequest], context: Context
@@ -82,6 +102,8 @@ class AdminMl:
     async def StartRun(self, request: admin_pb2.StartRunRequest, context: Context) -> admin_pb2.Run:  # noqa: N802
         """Queue a training run and return it at once."""
         started = await self._runs.start(request.recipe, request.snapshot, dict(request.parameters), request.model)
+        told = self._caller(context), started.run, request.recipe, request.snapshot
+        logger.info("%s started run %s: %s on %s", *told, extra=fields(run=started.run))
         return convert.RUN.to_wire(started)
 
     async def ListRuns(self, request: admin_pb2.ListRunsRequest, context: Context) -> admin_pb2.RunList:  # noqa: N802
@@ -103,6 +125,7 @@ class AdminMl:
         """Make an uploaded file the next version of a model."""
         head, pieces = await _upload(requests)
         version = await self._versions.register(head.model, head.file_name, head.total_bytes, pieces)
+        logger.info("%s uploaded %s", self._caller(context), version.version, extra=fields(model=version.version))
         return convert.VERSION.to_wire(version)
 
     async def ListVersions(self, request: admin_pb2.ListVersionsRequest, context: Context) -> admin_pb2.VersionList:  # noqa: N802
