@@ -97,7 +97,7 @@ def run_agent(settings: Settings) -> int:
     Raises:
         AlreadyRunning: Another agent uses the state folder.
         AgentStuck: A part of it stopped working; a new process is the remedy.
-        StateError, DiskFull: The state cannot be opened.
+        StateError, DiskFull: The state folder cannot be made, or its state not opened.
     """
     try:
         make_folder(settings.state_dir)
@@ -133,11 +133,11 @@ def _lock(file: int, path: Path) -> None:
 
 
 def _lock_file(path: Path) -> int:
-    """Return the open lock file; on a disk that takes no writes the one that is there, else its folder."""
+    """Return the open lock file; on a disk that is full or takes no writes the one that is there, else its folder."""
     try:
         return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as exc:
-        if not isinstance(storage_error(exc, path), StateReadOnly):
+        if not isinstance(storage_error(exc, path), StateReadOnly | DiskFull):
             raise
         return os.open(path if path.exists() else path.parent, os.O_RDONLY | os.O_CLOEXEC)
 
@@ -147,7 +147,8 @@ class Agent:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._state = State(settings.state_dir / "state.db")
+        spool = settings.state_dir / "spool.db"
+        self._state = State(settings.state_dir / "state.db", mends=True, is_first=not spool.exists())
         self._clock = TrustedClock(SystemClock(), max(self._state.time_floor or EARLIEST, EARLIEST))
         self._begun_s: dict[str, float] = {}  # conditions by code; the wall clock may be set while they last
         self._conditions = Conditions(self._clock, on_news=self._log_condition)
@@ -155,7 +156,7 @@ class Agent:
         self._identities = IdentityStore(settings.enrolment_dir)
         self._identity: Identity | None = None
         boot_epoch = self._state.begin_boot()
-        self._spool = Spool(settings.state_dir / "spool.db", settings.telemetry.spool_bytes, boot_epoch)
+        self._spool = Spool(spool, settings.telemetry.spool_bytes, boot_epoch)
         budget = settings.budget
         admit = admission(budget.memory_bytes)
         worker = WorkerSettings(threads=budget.threads, memory_bytes=budget.memory_bytes, admit=admit)
@@ -320,6 +321,7 @@ class Agent:
         """Say while the disk of the state takes no writes, also when nothing is to be written for days."""
         was_read_only = False
         while True:
+            self._tell_damage()
             if not self._state.look() or self._spool.is_read_only:
                 was_read_only = True
                 text = (
@@ -332,6 +334,18 @@ class Agent:
                 self._conditions.clear("state-read-only")
                 await self._listen_for_status()  # the socket may have lain there, too
             await self._clock.sleep(_DISK_CHECK_S)
+
+    def _tell_damage(self) -> None:
+        """Say that files were damaged for as long as they are kept: only a person can tell whether the disk fails."""
+        kept = [path.name for path in (*self._state.kept_aside, *self._spool.kept_aside)]
+        if not kept and not (self._state.damage and self._state.is_read_only):
+            self._conditions.clear("state-damaged")
+            return
+        found = self._state.damage or "a file of the agent could not be read and was begun anew"
+        what = f"then delete {', '.join(kept)}" if kept else "it takes no writes now"
+        remedy = f"look at the disk of {self._settings.state_dir}, {what}"
+        severity = Severity.ERROR if self._state.is_anew else Severity.WARNING
+        self._conditions.hold("state-damaged", severity, f"{found}; {remedy}")
 
     # Telemetry
 

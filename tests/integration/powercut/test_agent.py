@@ -91,8 +91,8 @@ async def _comes_back(daemon: Daemon, life: AgentLife, crash: Crash) -> None:
 
 
 FILES = {f"{base}.db{suffix}" for base in ("state", "spool") for suffix in ("", "-wal", "-shm", ".reserve")} | {
-    *("agent.lock", "agent.sock", "blobs", "enrolment", "templates.json"),
-    ".templates.json.new",  # of a write that was cut; the next one uses it
+    *("agent.lock", "agent.sock", "blobs", "enrolment", "templates.json", "state.db.copy"),
+    *(".templates.json.new", ".state.db.copy.new"),  # of a write that was cut; the next one uses it
 }
 
 

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import signal
-import socket
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
 
 from tests.support.captures import capture_datagrams
-from tests.support.daemon import CAPTURE, Daemon, active, enrolled, offer
+from tests.support.daemon import CAPTURE, AskedDaemon, Daemon, active, enrolled, offer
 from tests.support.powercut.recording import Recording
 from tests.support.powercut.records import Record
 from tests.support.powercut.told import ToldController
-from vedette.agent.domain.report import Report
 from vedette.models.release import Release
 
 STATE = "s"
@@ -28,22 +26,12 @@ class AgentLife:
     controller: ToldController
 
 
-class _Watched(Daemon):
-    """Asks nobody but the program how it stands: this process, without the shim, must not open its database."""
-
-    def report(self) -> Report:
-        with socket.socket(socket.AF_UNIX) as probe:
-            if probe.connect_ex(str(self.settings.status_sockets[0])) != 0:
-                return {"running": False}
-        return super().report()
-
-
 async def recorded_life(folder: Path) -> AgentLife:
     """Record an agent that enrols, installs, switches, refuses a bad build, rolls back, empties a slot and restarts."""
     root = folder / "disk"
     root.mkdir()
     recording = Recording(root, folder / "log")
-    daemon = _Watched(root)
+    daemon = AskedDaemon(root)
     async with ToldController(recording.mark) as controller:
         with pytest.MonkeyPatch.context() as environment:
             for name, value in recording.environment.items():

@@ -70,6 +70,9 @@ class Obedient:
         self.removed.append(slot)
         self.actives.pop(slot, None)
 
+    def collect_garbage(self) -> int:
+        return 0
+
     def statuses(self) -> tuple[SlotStatus, ...]:
         return ()
 

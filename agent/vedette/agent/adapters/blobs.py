@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 _CHUNK = 1024 * 1024
 _SEALS = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 _FULL = (errno.ENOSPC, errno.EDQUOT)
-_FAILING = (errno.EROFS, errno.EIO)
+_FAILING = (errno.EROFS, errno.EIO, errno.EUCLEAN)  # the last: ext4 found its own tables damaged
 _SHORT = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 
 
@@ -33,18 +33,17 @@ class Blobs:
     """The files under one folder.
 
     Raises:
-        DiskFull: There is no room for the folders.
-        StateError: They cannot be made; on a disk that takes no writes they are made later.
+        StateError: The folders cannot be made; on a disk that is full or takes no writes they are made later.
     """
 
     def __init__(self, root: Path) -> None:
         self._whole = root / "sha256"
         self._partial = root / "partial"
-        with suppress(StateReadOnly):
+        with suppress(StateReadOnly, DiskFull):
             self.make_folders()
 
     def make_folders(self) -> None:
-        """Make the folders where they are missing. Raises as the class, and StateReadOnly."""
+        """Make the folders where they are missing. Raises as the class, and StateReadOnly and DiskFull."""
         for folder in (self._whole, self._partial):
             try:
                 make_folder(folder)

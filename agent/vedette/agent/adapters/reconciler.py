@@ -268,6 +268,7 @@ class Reconciler:
         known = self._state.applied
         if known is None or known.digest != accepted.assignment.digest:
             self._state.apply(_documents(accepted))
+            self._serving.collect_garbage()  # of a lost state: from now on it is known what is needed
         self._conditions.clear("assignment-failed", "state-failed")
         self._tell(accepted.assignment.sequence, Outcome.APPLIED)
 

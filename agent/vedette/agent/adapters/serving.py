@@ -192,7 +192,7 @@ class Serving:
         on_event: Called on the loop when a status should be sent; must not raise. May be set later.
 
     Raises:
-        DiskFull, StateError: The folders cannot be made or the state not read.
+        StateError: The folders cannot be made or the state not read.
     """
 
     def __init__(
@@ -438,6 +438,8 @@ class Serving:
         except OSError as exc:
             raise InstallFailed(InstallCode.STATE_FAILED, f"{folder}: {exc.strerror}") from exc
         free, wanted = disk.f_bavail * disk.f_frsize, blob.size - self.blobs.bytes_done(blob)
+        if free < wanted + reserve and self._state.is_anew:
+            free += self._collect()  # what was kept in case it is still wanted stands in the way of what is
         if free < wanted + reserve:
             text = f"{folder} has {free} bytes free; {wanted} are to come and {reserve} stay reserved"
             raise InstallFailed(InstallCode.DISK_FULL, text)
@@ -663,7 +665,14 @@ class Serving:
     # Housekeeping
 
     def collect_garbage(self) -> int:
-        """Remove files that no slot's active, previous or candidate build needs; return the bytes freed."""
+        """Remove files that no slot's active, previous or candidate build needs; return the bytes freed.
+
+        After a loss of the state all are kept until an assignment is applied: the same builds come again, and are not
+        fetched again.
+        """
+        return 0 if self._state.is_anew else self._collect()
+
+    def _collect(self) -> int:
         builds = [build for slot in self._slots.values() for build in slot.record.named]
         try:
             keep = {blob.digest for build in builds for blob in _needed(self._release(build.release), build)}

@@ -4,10 +4,10 @@ Rules: a batch is named by (boot epoch, sequence) once and for ever, from 1 with
 the controller counts it exactly once however often it is sent. Over budget the oldest goes first and becomes a gap
 of the same name, so that the loss itself arrives; a batch that is being sent is left alone.
 
-It has a file of its own: a damaged one costs telemetry, never the agent's state, and one that cannot be opened is
-tried again at every use, while the agent serves. Telemetry never takes a disk's last bytes: a batch for which there is
-no room is lost and told as a gap. What waits can still be sent and deleted then, for which a reserve is kept. Used from
-the event loop's thread.
+It has a file of its own: a damaged one costs telemetry, never the agent's state, and is set aside; one that cannot be
+opened is tried again at every use, while the agent serves. Telemetry never takes a disk's last bytes: a batch for which
+there is no room is lost and told as a gap. What waits can still be sent and deleted then, for which a reserve is kept.
+Used from the event loop's thread.
 
 While the disk takes no writes, batches wait in memory under a small budget of their own and are sent from there; what
 lies on the disk waits for it. When it takes writes again both are one. What memory held is lost with the process, and
@@ -28,6 +28,7 @@ from google.protobuf.message import DecodeError
 from vedette.agent.adapters.blobs import storage_error
 from vedette.agent.adapters.images import is_refusal
 from vedette.agent.adapters.reserve import RESERVE_BYTES, Reserve, again_when_full, free_bytes, is_disk_full
+from vedette.agent.adapters.second_copy import kept_aside, set_aside
 from vedette.agent.domain.errors import DiskFull, StateError, StateReadOnly
 from vedette.wire.convert import BATCH
 from vedette.wire.errors import WireError
@@ -62,9 +63,9 @@ class Spool:
     """The spool of one agent.
 
     Args:
-        path: The database file; a damaged one is removed and begun anew.
+        path: The database file; a damaged one is set aside and begun anew.
         budget_bytes: Of all bodies together.
-        boot_epoch: Of this run; larger than any before.
+        boot_epoch: Of this run; another than any before.
     """
 
     def __init__(self, path: Path, budget_bytes: int, boot_epoch: int) -> None:
@@ -93,6 +94,11 @@ class Spool:
     def is_read_only(self) -> bool:
         """Whether batches wait in memory, for the disk took no writes when it was last tried."""
         return self._is_detached
+
+    @property
+    def kept_aside(self) -> tuple[Path, ...]:
+        """The damaged files that are kept, until somebody deletes them."""
+        return kept_aside(self._path)
 
     @property
     def bytes_waiting(self) -> int:
@@ -128,7 +134,10 @@ class Spool:
         if not self._is_detached:
             _check_room(self._path, len(stored.body))
         try:
-            self._add(stored)
+            try:
+                self._add(stored)
+            except _Damaged:
+                self._add(stored)  # opens it once more, or begins anew
         except StateReadOnly as exc:
             logger.warning("%s; telemetry waits in memory", exc)
             self._detach()
@@ -260,7 +269,7 @@ class Spool:
 
     @again_when_full
     def _open(self) -> sqlite3.Connection:
-        """Open the file if that was not done yet; a damaged one is removed."""
+        """Open the file if that was not done yet; a damaged one is set aside."""
         if self._connection is None:
             try:
                 self._connection, self._bytes = _connect(self._path)
@@ -273,8 +282,7 @@ class Spool:
 
     def _clear_away(self) -> None:
         try:
-            for suffix in ("", "-wal", "-shm"):
-                self._path.with_name(self._path.name + suffix).unlink(missing_ok=True)
+            set_aside(self._path)
         except OSError as exc:
             raise storage_error(exc, self._path) from exc
         self.times_damaged += 1
@@ -347,11 +355,14 @@ class _Damaged(StateError):
 
 
 _DAMAGE = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR)  # the last: other tables or columns
+_UNREADABLE = (sqlite3.SQLITE_IOERR_READ, sqlite3.SQLITE_IOERR_SHORT_READ, sqlite3.SQLITE_IOERR_CORRUPTFS)
 
 
 def _translated(exc: sqlite3.Error, path: Path) -> DiskFull | StateError:
     if is_disk_full(exc, path.parent):
         return DiskFull(f"no room for telemetry in {path}: {exc}")
+    if getattr(exc, "sqlite_errorcode", 0) in _UNREADABLE:  # of a disk that takes no writes it cannot be set aside
+        return _Damaged(f"the spool {path} cannot be read: {exc}")
     if is_refusal(exc, was_open=False):
         return StateReadOnly(f"the disk of the spool {path} takes no writes: {exc}")
     is_damaged = getattr(exc, "sqlite_errorcode", 0) & 0xFF in _DAMAGE

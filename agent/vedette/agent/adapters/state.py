@@ -8,10 +8,13 @@ only: a commit takes about a millisecond and happens when something changes, nev
 Beside the file lies a reserve. When the disk is full it is given up, and what was being stored is tried once more, so
 that a start, a fallback or a quarantine is still written down; it is taken again when there is room.
 
+A file that cannot be read when the agent starts is set aside, and its second copy takes its place; without one all
+begins anew, which is remembered until an assignment is applied: until then nobody knows which blobs are of use.
+
 On a disk that takes no writes the state is read from its image in memory, which is kept as of the last commit, and each
 write is refused with :class:`StateReadOnly` until the disk takes writes again; then the image is what lies there. A
-start that cannot be counted draws its boot epoch from the upper half of all numbers, 2**62 of them, instead: telemetry
-counts once because an epoch never comes twice, and nobody asks which of two is the later.
+start that cannot be counted, or whose count was lost, draws its boot epoch from the upper half of all numbers, 2**62 of
+them, instead: telemetry counts once because an epoch never comes twice, and nobody asks which of two is the later.
 
 An upgrade may be taken back, so a newer agent's file must open in an older one: a step only adds tables, or columns
 with a default, and every statement names its columns. A step that an older agent cannot live with raises
@@ -34,10 +37,12 @@ from pathlib import Path
 from typing import Any
 
 from vedette.agent.adapters.blobs import storage_error
+from vedette.agent.adapters.files import replace_file
 from vedette.agent.adapters.images import image_of, image_on_disk, is_refusal, opened
 from vedette.agent.adapters.reserve import Reserve, again_when_full, is_disk_full
+from vedette.agent.adapters.second_copy import SecondCopy, kept_aside, set_aside
 from vedette.agent.domain.advice import EXIT_REFUSED, AdvisedError
-from vedette.agent.domain.errors import DiskFull, StateError, StateReadOnly
+from vedette.agent.domain.errors import DiskFull, StateDamaged, StateError, StateReadOnly
 from vedette.agent.domain.slots import SlotRecord
 from vedette.models.assignment import SlotAssignment
 from vedette.models.documents import time_text
@@ -49,6 +54,9 @@ logger = logging.getLogger(__name__)
 FORMAT = 1
 """Kept as ``PRAGMA user_version``: the least format a reader must know. Only what breaks older agents raises it."""
 _UNCOUNTED_EPOCHS = 2**62  # from here on, up to the most of SQLite and of the protocol, 2**63 - 1
+_MOST_BOOTS = 2**32  # counted from a drawn epoch without reaching the end of the numbers
+# At a start; 0 is what Python itself says of text that is none. SQLITE_ERROR: a table or a column is missing.
+_DAMAGE = (0, sqlite3.SQLITE_ERROR, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 _DROP_UNNAMED_RELEASES = (
     "DELETE FROM releases WHERE digest NOT IN (SELECT json_extract(build, '$.release') FROM"
     " (SELECT active AS build FROM slots UNION SELECT previous FROM slots UNION SELECT candidate FROM slots)"
@@ -124,16 +132,32 @@ class State:
         path: The file; made with mode 0600 when absent.
         migrations: Steps of other adapters' tables, run after this module's own.
         max_pages: The most pages of 4096 bytes the file may have; no limit when None.
+        mends: Whether a file that is lost or damaged is replaced, or else done without, as the running agent does.
+        is_first: Whether no agent ran here before; if one did, a state without a start is one that was lost.
 
     Raises:
-        StateError: The file cannot be opened, is no database or is damaged.
+        StateDamaged: The file is no database or is damaged; never when it ``mends``.
         StateNewer: A newer version wrote it in a form that this one does not know.
-        DiskFull: There is no room to open it.
+        StateError: The file cannot be opened.
     """
 
-    def __init__(self, path: Path, migrations: Sequence[Migration] = (), *, max_pages: int | None = None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        migrations: Sequence[Migration] = (),
+        *,
+        max_pages: int | None = None,
+        mends: bool = False,
+        is_first: bool = True,
+    ) -> None:
         self.path = path
         self.reserve = Reserve(path)
+        self.damage = ""  # what was found at this start and what it cost, for people
+        self._copy = SecondCopy(path)
+        self._is_copy_due = True
+        self._mends = mends
+        self._is_first = is_first
+        self._is_file_damaged = False  # the file that lies there; it is set aside as soon as the disk allows it
         self._migrations = (*MIGRATIONS, *migrations)
         self._max_pages = max_pages
         self._image: bytes | None = None  # as of the last commit
@@ -141,13 +165,90 @@ class State:
         self._is_detached = False
         self._had_file = path.exists()
         try:
-            self._connection = self._open()
+            if mends and not (self._had_file and path.stat().st_size) and self._copy.path.exists():
+                raise StateDamaged(f"the agent's state {path} is gone")
+            self._connection = self._begun()
+        except StateDamaged as exc:
+            if not mends:
+                raise
+            self._connection = self._begun_from_copy(exc)
+        self._was_lost = not is_first and self._read_fact("boot_epoch", None) is None
+
+    def _begun(self) -> sqlite3.Connection:
+        """Return the database of the disk, looked through; in memory where the disk takes no writes or has no room."""
+        try:
+            connection = self._open()
             self._had_file = True
-            with self._translated():
-                self._image = image_of(self._connection)
-        except StateReadOnly as exc:
+        except (StateReadOnly, DiskFull) as exc:
             logger.warning("%s; the last good state is used", exc)
-            self._connection = self._copied()
+            return self._in_memory(self._image_on_disk())
+        try:
+            self._image = self._looked_through(connection)
+        except BaseException as exc:
+            connection.close()
+            if isinstance(exc, StateReadOnly):
+                raise StateDamaged(str(exc)) from exc
+            raise
+        return connection
+
+    def _image_on_disk(self) -> bytes:
+        try:
+            with self._translated():
+                return image_on_disk(self.path)
+        except StateReadOnly as exc:  # it was only read, so reading is what fails
+            raise StateDamaged(str(exc)) from exc
+
+    def _begun_from_copy(self, damaged: StateDamaged) -> sqlite3.Connection:
+        """Return the database of the second copy, or an empty one; on the disk, if it takes writes."""
+        image = self._copy.read()
+        self.damage = f"{damaged}; " + (_LOST if image is None else "its second copy took its place, nothing is lost")
+        logger.error("%s", self.damage)
+        try:
+            return self._replaced(image or b"")
+        except (StateReadOnly, DiskFull) as exc:
+            logger.warning("%s; the state is kept in memory", exc)
+        self._is_file_damaged = True
+        try:
+            return self._in_memory(image or b"")
+        except StateDamaged as exc:  # a copy that is whole and yet no state
+            logger.warning("%s", exc)
+            return self._in_memory(b"")
+
+    @again_when_full
+    def _replaced(self, image: bytes) -> sqlite3.Connection:
+        """Set the damaged file aside and begin with an image in its place."""
+        with self._translated():
+            _check_writable(self.path)
+            set_aside(self.path)
+            if image:
+                replace_file(self.path, image, 0o600)
+        try:
+            return self._begun()
+        except StateDamaged:
+            if not image:
+                raise
+            return self._replaced(b"")
+
+    def _looked_through(self, connection: sqlite3.Connection) -> bytes:
+        """Return the image of a database after all of it was read.
+
+        Raises:
+            StateDamaged: Some of it is not what was stored.
+        """
+        self._connection = connection
+        with self._translated():
+            (found,) = connection.execute("PRAGMA integrity_check(1)").fetchone()
+            if found != "ok":
+                raise StateDamaged(f"the agent's state {self.path} is damaged: {found}")
+            image = image_of(connection)
+        try:
+            floor = self.time_floor
+            _ = (self.slots, self.quarantine, self.sequences, self.desired, self.applied, self.boot_epoch)
+        except (ValueError, TypeError, StateError) as exc:
+            raise StateDamaged(f"the agent's state {self.path} is damaged: {exc}") from exc
+        if floor is not None and floor.tzinfo is None:
+            raise StateDamaged(f"the agent's state {self.path} is damaged: its time floor is {floor}")
+        return image
 
     @again_when_full
     def _open(self) -> sqlite3.Connection:
@@ -178,21 +279,28 @@ class State:
         """Try a disk that took no writes; return whether it takes some. Raises nothing."""
         try:
             self._attach()
+            if self._is_copy_due and self._image is not None:
+                self._keep_copy(self._image)
             if os.statvfs(self.path.parent).f_flag & os.ST_RDONLY:
                 self._detach()
         except (OSError, DiskFull, StateError) as exc:
             logger.debug("%s", exc)
         return not self._is_detached
 
-    def _copied(self) -> sqlite3.Connection:
-        """Return the database of the disk in memory; an empty one when the disk has none."""
+    @property
+    def kept_aside(self) -> tuple[Path, ...]:
+        """The damaged files that are kept, until somebody deletes them."""
+        return kept_aside(self.path)
+
+    def _in_memory(self, image: bytes) -> sqlite3.Connection:
+        """Return a database in memory that begins as an image; an empty one when that is empty."""
         with self._translated():
-            connection = opened(image_on_disk(self.path))
+            connection = opened(image)
             connection.row_factory = sqlite3.Row
             _checked_format(connection)
             connection.execute(_MIGRATIONS_TABLE)
             self._migrate(connection)
-            self._image = image_of(connection)
+        self._image = self._looked_through(connection)
         self._is_detached = True
         return connection
 
@@ -218,6 +326,11 @@ class State:
         if self._had_file and not self.path.exists():
             # A mount point without its disk takes writes, too, and would hide them when the disk comes back.
             raise StateReadOnly(f"{self.path} is gone: mount its disk, or restart the agent to begin on an empty one")
+        if self._is_file_damaged:
+            with self._translated():
+                _check_writable(self.path)
+                set_aside(self.path)
+            self._is_file_damaged = False
         connection = self._open()
         try:
             with self._translated():
@@ -249,28 +362,49 @@ class State:
             with self._translated(), _transaction(self._connection) as connection:
                 yield connection
                 image = image_of(connection)
+                self._keep_copy(image)
         except StateReadOnly:
             self._detach()
             raise
         self._image = image
 
+    def _keep_copy(self, image: bytes) -> None:
+        """Write the second copy; one that cannot be written now is due, and holds up nothing."""
+        try:
+            self._copy.write(image)
+            self._is_copy_due = False
+        except (DiskFull, OSError) as exc:
+            log = logger.debug if self._is_copy_due else logger.warning
+            log("the second copy of the state is not written: %s", exc)
+            self._is_copy_due = True
+
     def begin_boot(self) -> int:
         """Return the boot epoch of one more start of the agent; it never repeats.
 
-        It is counted from 1; where that cannot be stored it is drawn from 2**62 numbers that no count reaches.
+        It is counted from 1; where that cannot be stored, or the count was lost, it is drawn from 2**62 numbers that
+        no count reaches, and in the second case counted on from there.
         """
         try:
             self._epoch = self._count_boot()
-        except StateReadOnly:
-            self._epoch = _UNCOUNTED_EPOCHS + secrets.randbelow(_UNCOUNTED_EPOCHS)
+        except (StateReadOnly, DiskFull):
+            self._epoch = _drawn_epoch()
         return self._epoch
 
     @again_when_full
     def _count_boot(self) -> int:
         with self.transaction() as connection:
-            epoch = int(_fact(connection, "boot_epoch", 0)) + 1
+            known = _fact(connection, "boot_epoch", None)
+            if known is None and self._was_lost:
+                _set_fact(connection, "begun_anew", 1)
+                known = _drawn_epoch()
+            epoch = int(known or 0) + 1
             _set_fact(connection, "boot_epoch", epoch)
         return epoch
+
+    @property
+    def is_anew(self) -> bool:
+        """Whether the state was lost and no assignment was applied since: then it does not say what is needed."""
+        return self._was_lost or self._read_fact("begun_anew", None) is not None
 
     @property
     def boot_epoch(self) -> int:
@@ -323,6 +457,8 @@ class State:
         with self.transaction() as connection:
             _set_fact(connection, "sequence_running", documents.sequence)
             _put_documents(connection, "applied", documents)
+            connection.execute("DELETE FROM facts WHERE name = 'begun_anew'")
+        self._was_lost = False
 
     @property
     def desired(self) -> Documents | None:
@@ -404,7 +540,7 @@ class State:
             with self._translated():
                 return self._connection.execute(query, values).fetchall()
         except StateReadOnly:
-            if self._is_detached:
+            if self._is_detached or self._image is None:
                 raise
             self._detach()
             return self._rows(query, *values)
@@ -417,6 +553,8 @@ class State:
             if is_disk_full(exc, self.path.parent):
                 raise DiskFull(f"no room to store the agent's state in {self.path}: {exc}") from exc
             name = getattr(exc, "sqlite_errorname", type(exc).__name__)
+            if self._image is None and getattr(exc, "sqlite_errorcode", 0) & 0xFF in _DAMAGE:
+                raise StateDamaged(f"the agent's state {self.path} is damaged: {name}: {exc}") from exc
             if is_refusal(exc, was_open=self._image is not None):
                 raise StateReadOnly(
                     f"the disk of the agent's state {self.path} takes no writes ({name}: {exc}); "
@@ -425,6 +563,16 @@ class State:
             raise StateError(f"the agent's state {self.path} failed: {name}: {exc}") from exc
         except OSError as exc:
             raise storage_error(exc, self.path) from exc
+
+
+_LOST = (
+    "there is no second copy: sequence numbers, time floor and quarantine are lost, nothing is served until the "
+    "controller answers"
+)
+
+
+def _drawn_epoch() -> int:
+    return _UNCOUNTED_EPOCHS + secrets.randbelow(_UNCOUNTED_EPOCHS - _MOST_BOOTS)
 
 
 _MIGRATIONS_TABLE = "CREATE TABLE IF NOT EXISTS migrations (name TEXT PRIMARY KEY, applied TEXT NOT NULL)"
@@ -460,7 +608,7 @@ def _checked_format(connection: sqlite3.Connection) -> int:
         raise StateNewer(
             "the agent's state was written by a newer agent",
             f"its format is {found}, this version reads {FORMAT}",
-            "install that version again; or move state.db away, and the controller sends the models once more",
+            "install that version again; or move state.db* away, and the controller sends the models once more",
         )
     return found
 

@@ -17,6 +17,10 @@ class StateReadOnly(StateError):
     """The disk of the state takes no writes, for it is read-only or failing: the operator must mend or replace it."""
 
 
+class StateDamaged(StateError):
+    """What the disk gives back is not what was stored there: the operator must look at the disk."""
+
+
 class DiskFull(AgentError):
     """No space, or no quota, is left for a file of the agent: the operator must free some."""
 
