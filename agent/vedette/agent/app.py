@@ -70,6 +70,7 @@ _RETRY_BASE_S = 30.0
 _STOP_S = 5.0  # for each of the last verdicts and the last lines
 _TEMPLATES_EVERY_S = 600.0
 _REPORT_TIMEOUT_S = 5.0
+_ADDRESS_TRY_S = 5.0  # between two tries of an address that another program has, or no interface yet
 _LOOK_S = 10.0  # at how the agent stands, where no watchdog says how often
 # A batch of 4096 rows may take a worker's longest deadline, twice, and wait for a fallen model's successor: 3 minutes.
 _STUCK_S = 300.0
@@ -166,6 +167,7 @@ class Agent:
         self._has_datagrams = asyncio.Event()
         self._sink = self._made_sink()
         self._collector = self._made_collector()
+        self._takes_flows = False
         self._pipeline = FlowPipeline(
             self._serving,
             self._sink,
@@ -238,12 +240,26 @@ class Agent:
             except AddressInUse as exc:
                 self._trouble(exc)
         parts.push_async_callback(self._serving.stop)
-        if self._collector is not None:
-            try:
-                self._collector.start()
-            except CollectorFailed as exc:
-                self._trouble(exc)
+        self._takes_flows = self._listen_for_flows()
         await self._serving.start()
+
+    def _listen_for_flows(self) -> bool:
+        """Return whether flows are taken now, or are not wanted."""
+        if self._collector is None:
+            return True
+        try:
+            self._collector.start()
+        except CollectorFailed as exc:
+            self._trouble(exc)
+            return False
+        self._conditions.clear(CollectorFailed.code)
+        return True
+
+    async def _listen_again(self) -> None:
+        """Try the collector's address until it is free, or there: nobody comes to restart an agent for that."""
+        while not self._takes_flows:
+            await self._clock.sleep(_ADDRESS_TRY_S)
+            self._takes_flows = self._listen_for_flows()
 
     async def _listen_for_status(self) -> None:
         path = next((path for path in self._settings.status_sockets if path.parent.is_dir()), None)
@@ -262,6 +278,7 @@ class Agent:
     def _tasks(self) -> Iterator[Any]:
         if self._collector is not None:
             yield self._pipeline.gather(self._collector, self._has_datagrams, self._settings.netflow.batch_s)
+            yield self._listen_again()
         yield self._close_windows()
         yield self._save_templates()
         yield self._look_at_disk()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import socket
 from pathlib import Path
 
 from tests.support.captures import capture_datagrams
@@ -114,6 +115,17 @@ async def test_a_killed_agent_goes_on_with_the_assignment_it_was_applying(
     controller.desired = None  # it has to remember by itself
     await daemon.start()
     await daemon.until(lambda r: active(r) == 1)
+
+
+async def test_flows_are_taken_as_soon_as_their_port_is_free(daemon: Daemon, controller: FakeController) -> None:
+    await enrolled(daemon, controller)
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as other:
+        other.bind(("127.0.0.1", daemon.port))
+        await daemon.start()
+        await daemon.until(lambda r: "collector-address" in [c["code"] for c in r["conditions"]])
+    await daemon.until(lambda r: "collector-address" not in [c["code"] for c in r["conditions"]])
+    daemon.send(capture_datagrams(CAPTURE))
+    await daemon.until(lambda r: r["counters"]["flows"] > 0)
 
 
 async def test_rotating_the_verdict_file_loses_no_line(daemon: Daemon, controller: FakeController) -> None:

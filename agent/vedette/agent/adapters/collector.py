@@ -73,7 +73,7 @@ class Collector:
         self.port = 0
 
     def start(self) -> None:
-        """Bind and start the thread.
+        """Bind and start the thread; may be called again after it failed.
 
         Raises:
             CollectorFailed: The address is taken or not this machine's.
@@ -85,7 +85,7 @@ class Collector:
             raise CollectorFailed(
                 f"no flows can be taken on UDP {host}:{port}",
                 exc.strerror or str(exc),
-                "see who listens there: ss -ulpn; or choose another source.netflow.listen",
+                "it is tried again; see who listens there: ss -ulpn; or choose another source.netflow.listen",
             ) from exc
         self.port = int(self._socket.getsockname()[1])
         self.buffer_bytes = _widen(self._socket, self._wanted_bytes)
