@@ -63,8 +63,8 @@ def test_a_worker_that_dies_or_hangs_is_replaced_within_its_deadline(lab: Lab, n
     assert edge.main_pid(AGENT) == main
     wait_until("its status counts it", lambda: lab.status(edge)["slots"][SLOT]["worker_restarts"] == 1)
     assert lab.active(edge) == f"{SLOT}:1"
-    said = [entry for entry in edge.journal(AGENT) if entry.get("VEDETTE_SLOT") == SLOT]
-    assert [int(entry["PRIORITY"]) for entry in said] == [4], said
+    warned = [entry for entry in edge.journal(AGENT) if entry.get("VEDETTE_SLOT") == SLOT and entry["PRIORITY"] <= "4"]
+    assert len(warned) == 1, warned
     assert lab.status(edge)["slots"][SLOT]["quarantined"] == []
 
 
