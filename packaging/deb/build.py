@@ -111,6 +111,8 @@ def build(roles: list[str], version: str | None, dist: Path, *, fast: bool, keep
     version = version or _version_in((ROOT / VERSION_FILE).read_text())
     names = {role: f"vedette-{role}_{debian_version(version)}_{_architecture()}.deb" for role in roles}
     stamp = f"{source.digest}{'-fast' if fast else ''}"
+    if changed := local_changes(ROOT):
+        print(f"packaging/build: note: not of the commit alone: {', '.join(changed)}", file=sys.stderr)
     missing = [role for role in roles if not (keep and _made_from(dist / names[role]) == stamp)]
     if missing:
         for path in _build(missing, version, source, stamp, fast=fast):
@@ -145,8 +147,15 @@ def read_source() -> Source:
     return Source(files, whole.hexdigest()[:16], datetime.fromtimestamp(int(_git("log", "-1", "--format=%ct")), UTC))
 
 
-def _git(*arguments: str) -> str:
-    done = subprocess.run(["git", "-C", ROOT, *arguments], capture_output=True, text=True, check=False)
+def local_changes(checkout: Path) -> list[str]:
+    """Return files that packages are made of and that are not as committed; three at most, then "…"."""
+    changed = _git("status", "--porcelain", "-z", "--no-renames", "--", *INPUTS, checkout=checkout).split("\0")[:-1]
+    names = [entry[3:] for entry in changed]
+    return [*names[:3], "…"] if len(names) > 3 else names
+
+
+def _git(*arguments: str, checkout: Path = ROOT) -> str:
+    done = subprocess.run(["git", "-C", checkout, *arguments], capture_output=True, text=True, check=False)
     if done.returncode:
         raise BuildError(f"the packages carry their commit's date, and git said: {done.stderr.strip()}")
     return done.stdout

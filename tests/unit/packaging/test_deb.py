@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from deb import wheels
-from deb.build import BuildError, debian_version
+from deb.build import BuildError, debian_version, local_changes
 from deb.fill import FillError, trim
 from deb.notices import NoticeError, copyright_file, gather, is_legal
 
@@ -120,3 +120,25 @@ def test_every_compiled_library_is_recorded_for_every_architecture(machine: str)
     compiled = {name.split("-")[0] for name in recorded if not name.endswith("-none-any.whl")}
     assert compiled == {name.split("-")[0] for name in recorded if name.endswith(f"{machine}.whl")}
     assert "onnxruntime" in compiled
+
+
+def git(checkout: Path, *words: str) -> None:
+    identity = ["-c", "user.name=Test", "-c", "user.email=test@example.invalid"]
+    subprocess.run(["git", "-C", str(checkout), *identity, *words], check=True, capture_output=True)
+
+
+def test_what_differs_from_the_commit_is_named_as_far_as_packages_are_made_of_it(tmp_path: Path):
+    git(tmp_path, "init")
+    for name in ("agent/a.py", "agent/b.py", "docs/cli.md", "tests/t.py"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("committed")
+    git(tmp_path, "add", ".")
+    git(tmp_path, "commit", "--message", "all")
+    assert local_changes(tmp_path) == []
+    (tmp_path / "agent/a.py").write_text("changed")
+    (tmp_path / "agent/b.py").unlink()
+    (tmp_path / "agent/new.py").touch()
+    (tmp_path / "tests/t.py").write_text("changed")
+    assert local_changes(tmp_path) == ["agent/a.py", "agent/b.py", "agent/new.py"]
+    (tmp_path / "docs/cli.md").write_text("changed")
+    assert local_changes(tmp_path)[3:] == ["…"]
