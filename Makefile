@@ -28,7 +28,7 @@ demo: dev
 test: dev
 	$(BIN)/python -m pytest -m 'not root and not gpu and not lab' $(ARGS)
 
-# What needs root: disks that are really full.
+# What needs root: disks that are really full, packages made twice (those need `make needs`).
 test-root: dev
 	$(BIN)/python -m pytest -m 'root and not gpu and not lab' $(ARGS)
 
