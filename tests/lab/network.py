@@ -89,8 +89,9 @@ class Link:
     def move(self) -> None:
         """Give the host another address, once, and take the one it had away; names follow when hosts are renamed."""
         before, self.address = self.address, f"{_SUBNET}.{int(self.address.rpartition('.')[2]) + _MOVED}"
-        _ip("-n", self.namespace, "address", "add", f"{self.address}/24", "dev", _INTERFACE)
+        # The old one first: with the first address of a subnet the kernel takes its further ones away too.
         _ip("-n", self.namespace, "address", "delete", f"{before}/24", "dev", _INTERFACE)
+        _ip("-n", self.namespace, "address", "add", f"{self.address}/24", "dev", _INTERFACE)
 
     def counters(self) -> Counters:
         """Return what the host has received and sent since the lab began."""
