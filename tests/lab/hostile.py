@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 from collections import Counter
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -54,10 +55,10 @@ class Hostile:
         for connection in idle:
             connection.close()
 
-    def _acts(self):  # type: ignore[no-untyped-def]
+    def _acts(self) -> tuple[Callable[[int], None], ...]:
         return self._noise, self._calls
 
-    def _repeat(self, act, port: int) -> None:  # type: ignore[no-untyped-def]
+    def _repeat(self, act: Callable[[int], None], port: int) -> None:
         while time.monotonic() < self._end:
             act(port)
 
