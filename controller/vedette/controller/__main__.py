@@ -22,7 +22,7 @@ from vedette.controller.domain.errors import (
 from vedette.controller.settings import DEFAULT_CONFIG, DEFAULT_DATA_DIR, DEFAULT_LISTEN, OPTIONS, ControllerSettings
 from vedette.models.toml_settings import SettingsError, describe_settings
 from vedette.models.version import __version__
-from vedette.wire.systemd import log_to_journal_or_stderr
+from vedette.wire.systemd import fields, is_journal, log_to_journal_or_stderr
 
 _TEXT = """\
 vedette-controller trains, signs and rolls out models, and keeps what agents report.
@@ -104,8 +104,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ControllerError, SettingsError) as exc:
         if options.verbose:
             logging.getLogger(__name__).exception("failed")
-        print("\n".join(line for line in (exc.what, exc.why, exc.remedy) if line), file=sys.stderr)
+        _tell(exc)
         return exit_code_of(exc)
+
+
+def _tell(exc: ControllerError | SettingsError) -> None:
+    lines = [line for line in (exc.what, exc.why, exc.remedy) if line]
+    if is_journal():  # one entry with its level and code
+        logging.getLogger(__name__).error("%s", "; ".join(lines), extra=fields(code=str(getattr(exc, "code", ""))))
+    else:
+        print("\n".join(lines), file=sys.stderr)
 
 
 def exit_code_of(exc: ControllerError | SettingsError) -> int:

@@ -90,3 +90,20 @@ def test_init_refuses_addresses_that_are_none(tmp_path: Path, capsys: pytest.Cap
     assert main(["init", "--data-dir", str(tmp_path / "d"), "--listen", "a:b:c"]) == 2
     assert "--listen" in capsys.readouterr().err
     assert not (tmp_path / "d").exists()
+
+
+def test_under_the_journal_a_failure_is_one_entry_with_its_code(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("vedette.controller.__main__.is_journal", lambda: True)
+    made = ["--data-dir", str(tmp_path / "ctl"), "--listen", "127.0.0.1:0"]
+    assert main(["init", *made]) == 0
+    capsys.readouterr()
+    assert main(["init", *made]) == 4
+    (record,) = caplog.records
+    assert record.levelname == "ERROR"
+    assert vars(record)["vedette_fields"] == {"VEDETTE_CODE": "already-initialised"}
+    assert capsys.readouterr().err == ""
