@@ -11,6 +11,7 @@ import json
 import os
 import secrets
 import shlex
+import shutil
 import signal
 import subprocess
 from collections.abc import Mapping, Sequence
@@ -19,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.lab.commands import LabError, Result, execute, wait_until
-from tests.lab.ground import Ground
+from tests.lab.ground import Ground, unmount
 from tests.lab.image import Image
 from tests.lab.network import Link, Network
 from tests.lab.volume import Volume
@@ -161,6 +162,20 @@ class Host:
         if self._supervisor is not None:
             self._supervisor.kill()
             self._await_end(30)
+
+    def replace(self) -> None:
+        """Put a new machine in its place: same name, address and cable, the image as it was, no disk of the old one."""
+        if self.is_up:
+            raise LabError(f"{self.name} is up: a machine is replaced when it is off")
+        for volume in self.volumes.values():
+            unmount(volume.mounted)
+            shutil.rmtree(volume.folder)
+        self.volumes.clear()
+        unmount(self.root)
+        for folder in (self.root, self.layer, self._folder / "work"):
+            shutil.rmtree(folder)
+        self._mount_root()
+        self.rename_others()
 
     def power_cut(self) -> None:
         """Kill it, and take from its volumes what had not reached the disk; see :mod:`tests.lab.volume`.

@@ -48,6 +48,8 @@ class Volume:
         self.mount()
         if like.is_dir():
             execute(["cp", "--archive", "--no-target-directory", str(like), str(self.mounted)])
+            # It was there long before the host's first boot, so no power cut may take it.
+            execute(["sync", "--file-system", str(self.mounted)])
 
     def mount(self) -> None:
         """Mount it; a journal that was cut is replayed."""
