@@ -86,9 +86,9 @@ def run_restore(file: Path, data_dir: Path | None, blobs_from: Path | None, *, i
     target = data_dir or DEFAULT_DATA_DIR
     with _opened(file) as source:  # as who asks: only that one may be allowed to read it
         if data_dir is None and service_user() is not None:
-            become_service_user(target)
+            become_service_user(target, may_return=True)
         else:
-            become_owner(target)
+            become_owner(target, may_return=True)
         with typed_os_errors(target):
             make_folder(target)
         with locked(target):

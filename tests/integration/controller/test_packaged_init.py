@@ -119,6 +119,39 @@ def test_what_root_restores_is_the_service_users_though_only_root_can_read_the_b
     assert run("check").returncode == 0
 
 
+def test_root_that_acts_as_the_owner_opens_what_only_root_may_read_where_it_says_so(host: Path):
+    (host / "data").mkdir()
+    shutil.chown(host / "data", "nobody")
+    (host / "secret").write_text("of root")
+    (host / "secret").chmod(0o600)
+
+    done = subprocess.run(
+        [sys.executable, "-c", _AS_OWNER, str(host)], capture_output=True, text=True, timeout=60, check=False
+    )
+
+    assert done.stdout.split("\n") == ["refused", "of root", "refused", ""], done.stderr
+    assert (host / "data/made").stat().st_uid == pwd.getpwnam("nobody").pw_uid
+
+
+_AS_OWNER = """
+import sys
+from pathlib import Path
+from vedette.controller.adapters.service_user import as_who_asked, become_owner
+host = Path(sys.argv[1])
+def look():
+    try:
+        return (host / "secret").read_text()
+    except PermissionError:
+        return "refused"
+become_owner(host / "data", may_return=True)
+print(look())
+with as_who_asked():
+    print(look())
+print(look())
+(host / "data/made").touch()
+"""
+
+
 def test_an_ordinary_user_is_told_to_be_root(host: Path, run: Run):
     config = host / "etc.toml"
     words = [sys.executable, "-c", _AS_USER, str(config)]

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
+from io import BufferedReader
 from pathlib import Path
 from typing import BinaryIO
 
@@ -22,6 +23,7 @@ from vedette.controller.adapters.backup import Told, copy_blob, read_manifest
 from vedette.controller.adapters.blobs import BlobStore, make_folder, sync_folder
 from vedette.controller.adapters.initialise import BLOBS, COMMITTED, DATABASE, delete
 from vedette.controller.adapters.keys import KeyRing, write_file
+from vedette.controller.adapters.service_user import as_who_asked
 from vedette.controller.adapters.sqlite.copies import settle
 from vedette.controller.adapters.sqlite.database import Database, Migration
 from vedette.controller.adapters.sqlite.restores import Known, RestoreStore, known
@@ -264,14 +266,33 @@ def _fetch_blobs(
     missing = [blob for blob in manifest.blobs if not here.has(blob.digest) and not store.has(blob.digest)]
     if blobs_from is None or not missing:
         return tuple(missing)
-    if not blobs_from.is_dir():
+    source = _Lent(blobs_from, is_owner=False)
+    if not source.is_there():
         raise NotFound("folder-missing", f"there is no folder {blobs_from}", "", "name the folder blobs of the backups")
-    source = BlobStore(blobs_from, is_owner=False)
     for done, blob in enumerate(missing):
         if source.has(blob.digest):
             copy_blob(source, store, blob.digest)
         told("copying blobs", (done + 1) / len(missing))
     return tuple(blob for blob in missing if not store.has(blob.digest))
+
+
+class _Lent(BlobStore):
+    """The blobs beside a backup: a copy from another machine may be for root's eyes, or of a user of another number."""
+
+    def is_there(self) -> bool:
+        """Return whether the folder is there."""
+        with as_who_asked():
+            return self._root.is_dir()
+
+    def has(self, digest: str) -> bool:
+        """Return whether a blob is there."""
+        with as_who_asked():
+            return super().has(digest)
+
+    def open(self, digest: str) -> BufferedReader:
+        """Return a blob opened for reading; unverified, the reader checks it."""
+        with as_who_asked():
+            return super().open(digest)
 
 
 def _current(data_dir: Path, controller_id: str) -> tuple[bool, Known | None]:

@@ -27,7 +27,9 @@ def typed_os_error(exc: OSError, path: Path) -> ControllerError:
     """Return our error for a failed write or read of a file."""
     if is_disk_full(exc) or exc.errno == errno.EFBIG:  # LimitFSIZE= of a service is a limit of room too
         return disk_full(f"{path}: {exc.strerror}")
-    return StoreFailed("file-failed", "a file of the controller failed", f"{path}: {exc.strerror or exc}")
+    why = f"{exc.filename or path}: {exc.strerror or exc}"
+    remedy = "run it as root, sudo …, or as who owns the file" if exc.errno == errno.EACCES else ""
+    return StoreFailed("file-failed", "a file of the controller failed", why, remedy)
 
 
 @contextmanager
