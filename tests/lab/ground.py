@@ -27,6 +27,8 @@ LAB_FOLDER = Path(os.environ.get("VEDETTE_LAB_DIR", ROOT / "build/lab"))
 _REGISTRY = Path("/run/vedette-lab")
 _CGROUPS = Path("/sys/fs/cgroup")
 KEPT = "kept"
+_INOTIFY = Path("/proc/sys/fs/inotify/max_user_instances")
+_INOTIFY_INSTANCES = 1024
 _TOOLS = ("mmdebstrap", "systemd-nspawn", "nsenter", "ip", "tc", "nft", "mkfs.ext4", "losetup")
 
 
@@ -72,6 +74,7 @@ def break_ground() -> Ground:
     """
     if why := missing():
         raise LabError(why)
+    _allow_many_hosts()
     identity = f"vlab{secrets.token_hex(3)}"
     ground = Ground(identity, LAB_FOLDER / "run" / identity)
     _register(ground, f"{os.getpid()} {_birth(os.getpid())}")
@@ -81,6 +84,17 @@ def break_ground() -> Ground:
     execute(["mount", "--bind", str(ground.folder), str(ground.folder)])
     execute(["mount", "--make-shared", str(ground.folder)])
     return ground
+
+
+def _allow_many_hosts() -> None:
+    """Raise the kernel's limit of inotify instances if it is low; the next boot of this machine forgets it.
+
+    Each host's systemd and our daemons' loops take about ten of root's 128, so three labs of four hosts run out of them
+    and units fail with "Failed to create inotify object: Too many open files".
+    """
+    with suppress(OSError):  # a container that may not: fewer labs at once fit
+        if int(_INOTIFY.read_text()) < _INOTIFY_INSTANCES:
+            _INOTIFY.write_text(str(_INOTIFY_INSTANCES))
 
 
 def sweep_abandoned() -> None:
