@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import time
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ import pytest
 from tests.lab.commands import Result, wait_until
 from tests.lab.ground import ROOT
 from tests.lab.host import Host
-from tests.lab.lab import ADMIN, AGENT, CONTROLLER, VERDICTS, Lab
+from tests.lab.lab import ADMIN, AGENT, BRISK, CONTROLLER, VERDICTS, Lab
 from tests.lab.models import flow_model
 
 _PLACEHOLDER = "vdt1.…"
@@ -108,7 +109,7 @@ def test_the_journal_has_levels_and_fields_and_no_secret(lab: Lab) -> None:
     assert any("connected to the controller" in entry["MESSAGE"] for entry in said)
     served = [entry for entry in controller.journal(CONTROLLER) if entry.get("SYSLOG_IDENTIFIER") == CONTROLLER]
     assert {entry["PRIORITY"] for entry in served} <= {"4", "6"}
-    assert any("rollout 1 of flow-threat:1: succeeded" in entry["MESSAGE"] for entry in served)
+    assert any(entry["MESSAGE"] == "rollout 1 (flow-threat:1): succeeded: 1 moved" for entry in served)
     assert "succeeded" in controller.run(f"journalctl -u {CONTROLLER} -o cat LOGGER={served[-1]['LOGGER']}").out
 
     told = edge.log() + controller.log()
@@ -117,6 +118,62 @@ def test_the_journal_has_levels_and_fields_and_no_secret(lab: Lab) -> None:
     assert token not in told
     assert token.removeprefix("vdt1.")[-20:] not in told
     assert secret[1] not in told
+
+
+def _found(host: Host, match: str) -> list[str]:
+    """Return what an operator gets who asks the journal for one field."""
+    lines = host.run(f"journalctl -o json --output-fields=MESSAGE {match}").out.splitlines()
+    return [json.loads(line)["MESSAGE"] for line in lines]
+
+
+def test_the_journal_tells_the_story_of_a_slot_a_rollout_and_an_appliance(lab: Lab) -> None:
+    controller = lab.controller()
+    edge = lab.agent("edge-1", labels={"site": "lyon"}, settings=BRISK)
+    for bias in (-5.0, -4.0):
+        lab.roll_out(lab.register(flow_model(bias)), to="site=lyon")
+    lab.vedette("agent label edge-1 rack=4")
+
+    of_slot = _found(edge, "VEDETTE_SLOT=flow-threat")
+    assert [re.sub(r"[0-9a-f]{12}|\d+\.\d", "…", message) for message in of_slot] == [
+        f"slot flow-threat serves {version} (build sha256:…), fetched, tested and switched to in … s; {before}"
+        for version, before in (
+            ("flow-threat:1", "it is the first there"),
+            ("flow-threat:2", "flow-threat:1 stays at hand"),
+        )
+    ]
+    assert _found(controller, "VEDETTE_ROLLOUT=2") == [
+        "rollout 2 (flow-threat:2 to site=lyon): started by admin: 1 agent in 1 wave",
+        "rollout 2 (flow-threat:2 to site=lyon): wave 1 (100%): 1 agent assigned",
+        "rollout 2 (flow-threat:2): edge-1 serves it",
+        "rollout 2 (flow-threat:2): wave 1 (100%): 1 moved; soaking 1 s",
+        "rollout 2 (flow-threat:2): wave 1 (100%) passed",
+        "rollout 2 (flow-threat:2): succeeded: 1 moved",
+    ]
+    of_agent = "\n".join(_found(controller, "VEDETTE_AGENT=edge-1"))
+    for word in ("enrolled from", "connected from", "applied assignment", "admin labelled agent edge-1"):
+        assert word in of_agent
+    assert edge.run(f"journalctl -u {AGENT} -p err -o cat").out == controller.run("journalctl -p err -o cat").out == ""
+
+
+def test_a_controller_that_is_away_for_long_costs_an_appliance_s_journal_two_lines(lab: Lab) -> None:
+    controller = lab.controller()
+    edge = lab.agent("edge-1", settings=BRISK)
+    before = len(edge.told(AGENT))
+    controller.systemctl("stop", CONTROLLER)
+    wait_until("it was tried five times", lambda: sum(_link_failures(lab, edge).values()) >= 5)
+    codes = len(_link_failures(lab, edge))  # the controller's farewell may be another trouble than its silence
+    assert len(edge.told(AGENT)[before:]) <= 2 * codes
+    controller.systemctl("start", CONTROLLER)
+    wait_until("it is connected", lambda: lab.is_online(edge))
+    *_, over, connected = edge.told(AGENT)[before:]
+    assert re.fullmatch(r"controller-unreachable is over, it lasted \d:\d\d:\d\d", over)
+    assert connected == "connected to the controller at ctl:7443"
+
+
+def _link_failures(lab: Lab, edge: Host) -> dict[str, float]:
+    return {
+        name: value for name, value in lab.metrics(edge).items() if name.startswith("vedette_agent_link_failures_total")
+    }
 
 
 @pytest.mark.parametrize("unit", [AGENT, CONTROLLER])
