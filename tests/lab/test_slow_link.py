@@ -67,7 +67,8 @@ class _Watch:
         if known["seen"] != self._heard:
             self._heard, self._heard_at = known["seen"], now
         self.longest_quiet_s = max(self.longest_quiet_s, now - self._heard_at)
-        self.shown = max(self.shown, _shown_share(self.lab, self.agent))
+        if self.shown <= 0:
+            self.shown = _shown_share(self.lab, self.agent)
         return True
 
 
@@ -112,6 +113,9 @@ def test_a_model_arrives_once_over_a_slow_lossy_line_that_breaks_three_times(lab
     record_property("arrived in", f"{took:.0f} s")
     record_property("accepted twice", f"{repeated + measured[_REPEATED]:.0f} of {wanted} bytes")
     record_property("on the wire", f"{crossed / wanted:.2f} times that")
+    stops = [text for text in edge.told(AGENT) if text.startswith("download of") and "stopped" in text]
+    record_property("begun again since the boot", f"{len(stops)} times")
+    record_property("longest quiet", f"{watch.longest_quiet_s:.0f} s")
 
     assert wanted >= size
     assert received == wanted + repeated + measured[_REPEATED]
