@@ -80,7 +80,14 @@ def test_a_library_without_terms_stops_the_build(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    "path", ["x.dist-info/licenses/LICENSE.BSD", "x/COPYING", "numpy/random/LICENSE.md", "x/NOTICE"]
+    "path",
+    [
+        "x.dist-info/licenses/LICENSE.BSD",
+        "x.dist-info/licenses/BSD-3-Clause.txt",
+        "x/COPYING",
+        "numpy/random/LICENSE.md",
+        "x/NOTICE",
+    ],
 )
 def test_terms_are_known_by_their_names(path: str):
     assert is_legal(Path(path))
