@@ -71,6 +71,7 @@ _STOP_S = 5.0  # for each of the last verdicts and the last lines
 _TEMPLATES_EVERY_S = 600.0
 _REPORT_TIMEOUT_S = 5.0
 _ADDRESS_TRY_S = 5.0  # between two tries of an address that another program has, or no interface yet
+_TELL_S = 5.0  # at most between two words on how the agent stands: systemctl status shows the newest
 _LOOK_S = 10.0  # at how the agent stands, where no watchdog says how often
 # A batch of 4096 rows may take a worker's longest deadline, twice, and wait for a fallen model's successor: 3 minutes.
 _STUCK_S = 300.0
@@ -283,7 +284,7 @@ class Agent:
         yield self._save_templates()
         yield self._look_at_disk()
         yield self._join_fleet()
-        yield self._stay_alive(systemd.watchdog_interval_s() or _LOOK_S)
+        yield self._stay_alive(min(systemd.watchdog_interval_s() or _LOOK_S, _TELL_S))
 
     async def _finish(self) -> None:
         """Score, write and spool what was received."""

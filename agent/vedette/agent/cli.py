@@ -45,7 +45,7 @@ class _Parser(argparse.ArgumentParser):
 
     def _nearest(self, message: str) -> str:
         known = [word for action in self._actions for word in (*action.option_strings, *(action.choices or ()))]
-        for word in message.replace("'", " ").replace("=", " ").split():
+        for word in (piece.strip(":,()") for piece in message.replace("'", " ").replace("=", " ").split()):
             close = difflib.get_close_matches(word, known, n=1, cutoff=0.7)
             if close and close[0] != word:
                 return f"did you mean {close[0]}?"

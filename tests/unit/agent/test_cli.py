@@ -63,6 +63,11 @@ def test_a_wrong_settings_file_is_a_usage_error_of_three_lines(
     assert (said.out, len(said.err.splitlines())) == ("", 3)
 
 
+def test_a_wrong_value_is_not_answered_with_the_option_it_was_given_to(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_command(["status", "--output", "yaml"]) == 2
+    assert "did you mean" not in capsys.readouterr().err
+
+
 def test_the_settings_file_may_be_named_before_and_after_the_verb(
     config: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

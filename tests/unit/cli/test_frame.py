@@ -110,6 +110,30 @@ def test_a_login_is_kept_where_only_its_user_can_read_it(stage: Stage, tmp_path:
     assert [item.name for item in kept.parent.iterdir()] == ["context.toml"]
 
 
+def test_a_login_with_a_file_that_others_can_read_warns_and_one_that_nobody_else_can_read_does_not(
+    stage: Stage,
+) -> None:
+    stage.answer("GetOverview", pb.Overview())
+    stage.context.chmod(0o644)
+    assert f"chmod 600 {stage.context}" in stage("login", str(stage.context)).err
+    stage.context.chmod(0o600)
+    assert stage("login", str(stage.context)).err == ""
+
+
+def test_a_context_in_a_folder_of_somebody_else_is_refused_with_how_to_get_a_copy(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def denied(path: Path) -> bool:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "is_file", denied)
+    for words in (("login", "/srv/admin.toml"), ("agent", "ls", "--context", "/srv/admin.toml")):
+        shown = stage(*words)
+        assert shown.code == 1
+        assert "Error: context file /srv/admin.toml cannot be read\n  Permission denied, you are user " in shown.err
+        assert "sudo install -o $USER -m 600 /srv/admin.toml" in shown.err
+
+
 def test_a_login_to_a_controller_that_sleeps_is_kept_and_says_so(stage: Stage) -> None:
     stage.refuse("GetOverview", grpc.StatusCode.UNAVAILABLE, "nobody there")
     shown = stage("login", str(stage.context), "--output", "json")

@@ -119,7 +119,7 @@ EMPTY = [
     (("rollout", "ls"), "ListRollouts", pb.RolloutList(), "vedette rollout start"),
     (("telemetry",), "GetFleetTelemetry", pb.FleetTelemetry(), "vedette agent ls"),
     (("telemetry", "query"), "GetFleetTelemetry", pb.FleetTelemetry(), "vedette agent ls"),
-    (("drift", "plain"), "GetDrift", pb.DriftReport(model="plain"), "vedette agent ls"),
+    (("drift", "plain"), "GetDrift", pb.DriftReport(model="plain"), "uploaded ones do not"),
 ]
 
 

@@ -50,7 +50,9 @@ def status_text(report: Report) -> str:
     who = f"{report['name']} ({report['agent_id']})" if report["agent_id"] else f"{report['name']} (not enrolled)"
     lines = [f"{who}   vedette-agent {report['version']}{'' if report['running'] else '   NOT RUNNING'}"]
     if not report["running"]:
-        lines.append("This is what is stored on disk. Start it: vedette-agent run")
+        lines.append(
+            "This is what is stored on disk. Start it: systemctl start vedette-agent (or by hand: vedette-agent run)"
+        )
     lines += [_link_line(report["link"]), *_flow_lines(report["counters"]), "", models_text(report).rstrip()]
     if report["conditions"]:
         lines += ["", *(_condition_line(condition) for condition in report["conditions"])]

@@ -493,7 +493,8 @@ def _drift(model: str, window: str, top: int) -> None:
     if out.is_json:
         out.json(report)
     elif not report.versions:
-        out.line(f"No agent reported on {model} in the last {window}. Who runs what: vedette agent ls")
+        out.line(f"No version of {model} can be compared: those trained here bring a profile, uploaded ones do not.")
+        out.line("Train one: vedette train RECIPE --data DATASET@N")
     else:
         for version in report.versions:
             _show_version_drift(session, version, window, top)

@@ -9,25 +9,19 @@ import click
 from click.shell_completion import get_completion_class
 
 from vedette.controller.cli.frame import PROGRAM, verb
-from vedette.controller.cli.problems import Failed, Missing, Unreachable, Usage
-from vedette.controller.cli.session import current, login_file
-from vedette.controller.context import AdminContext
-from vedette.models.toml_settings import SettingsError
+from vedette.controller.cli.problems import Failed, Unreachable
+from vedette.controller.cli.session import current, login_file, read_context
 
 
 @click.argument("path", metavar="FILE", type=click.Path())
 def _login(path: str) -> None:
     from vedette.wire.v1 import admin_pb2
 
-    file = Path(path)
-    if not file.is_file():
-        raise Missing(f"context file {path} does not exist", "", "vedette-controller init writes DATA_DIR/admin.toml")
-    try:
-        context = AdminContext.load(file)
-    except SettingsError as exc:
-        raise Usage(exc.what, exc.why, exc.remedy) from exc
+    file, session = Path(path), current()
+    context = read_context(file)
     _keep(login_file(), context.to_toml())
-    session = current()
+    if file.stat().st_mode & 0o077:
+        session.output.note(f"Others can read {path}, and whoever does is an admin. Mend it: chmod 600 {path}")
     said = {"address": context.address, "name": context.name, "file": str(login_file()), "reachable": True}
     client = session.connect(context)
     try:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from vedette.controller.cli.output import Output
-from vedette.controller.cli.problems import Missing, Unreachable, Usage
+from vedette.controller.cli.problems import Failed, Missing, Unreachable, Usage
 from vedette.controller.context import AdminContext
 from vedette.models import toml_settings as toml
 from vedette.models.toml_settings import SettingsError
@@ -93,13 +93,9 @@ class Session:
         Raises:
             Usage: No context is known, or the file is not one.
             Missing: The file does not exist.
+            Failed: The file is not for this user.
         """
-        path = self._context_path()
-        if not path.exists():
-            raise Missing(
-                f"context file {path} does not exist", "", "vedette-controller init writes DATA_DIR/admin.toml"
-            )
-        return _loaded(lambda: AdminContext.load(path))
+        return read_context(self._context_path())
 
     def _context_path(self) -> Path:
         named = self.flags.get("context") or os.environ.get("VEDETTE_CONTEXT") or self.settings["context"]
@@ -152,6 +148,25 @@ def _loaded(load: Callable[[], T]) -> T:
         return load()
     except SettingsError as exc:
         raise Usage(exc.what, exc.why, exc.remedy) from exc
+
+
+def read_context(path: Path) -> AdminContext:
+    """Return the context of a file.
+
+    Raises:
+        Usage: The file is no context.
+        Missing: It does not exist.
+        Failed: It is not for this user.
+    """
+    try:
+        is_there = path.is_file()
+    except PermissionError as exc:  # of its folder
+        why = f"{exc.strerror}, you are user {os.geteuid()}"
+        remedy = f"take a copy of your own, then log in with it: sudo install -o $USER -m 600 {path} ~/admin.toml"
+        raise Failed(f"context file {path} cannot be read", why, remedy) from exc
+    if not is_there:
+        raise Missing(f"context file {path} does not exist", "", "vedette-controller init writes DATA_DIR/admin.toml")
+    return _loaded(lambda: AdminContext.load(path))
 
 
 def config_folder() -> Path:
