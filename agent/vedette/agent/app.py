@@ -144,6 +144,12 @@ def _lock_file(path: Path) -> int:
         return os.open(path if path.exists() else path.parent, os.O_RDONLY | os.O_CLOEXEC)
 
 
+def _shelter() -> Path | None:
+    """Return where telemetry outlives a restart while the disk takes no writes, if systemd gave a place."""
+    folder = os.environ.get("RUNTIME_DIRECTORY")
+    return None if not folder else Path(folder) / "spool.db"
+
+
 class Agent:
     """All parts of one agent."""
 
@@ -158,7 +164,7 @@ class Agent:
         self._identities = IdentityStore(settings.enrolment_dir)
         self._identity: Identity | None = None
         boot_epoch = self._state.begin_boot()
-        self._spool = Spool(spool, settings.telemetry.spool_bytes, boot_epoch)
+        self._spool = Spool(spool, settings.telemetry.spool_bytes, boot_epoch, shelter=_shelter())
         budget = settings.budget
         admit = admission(budget.memory_bytes)
         worker = WorkerSettings(threads=budget.threads, memory_bytes=budget.memory_bytes, admit=admit)
@@ -298,6 +304,9 @@ class Agent:
                 await self._pipeline.drained()
         self._close_window()
         self._templates.save()
+        if self._spool.is_read_only and not self._spool.is_empty:
+            text = "%d bytes of telemetry wait in memory: a restart keeps them where systemd does, else they are lost"
+            logger.warning(text, self._spool.bytes_waiting)
 
     # Flows and verdicts
 

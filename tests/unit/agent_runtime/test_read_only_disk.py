@@ -206,6 +206,40 @@ def test_a_spool_begun_on_a_read_only_disk_takes_what_comes_and_keeps_what_was_t
         assert _drained(spool) == [(1, 1), (2, 1), (2, 2)]
 
 
+def test_telemetry_in_a_shelter_outlives_the_process_and_returns_to_the_disk(disk: FailingDisk, tmp_path: Path) -> None:
+    shelter = tmp_path / "shelter.db"
+
+    def opened(boot_epoch: int) -> Spool:
+        return Spool(disk.folder / "spool.db", 1 << 20, boot_epoch, shelter=shelter)
+
+    with closing(opened(1)) as spool:
+        spool.append([window()])
+        disk.remount("abort")
+        spool.append([window()])
+        spool.append([window()])
+        spool.acknowledge(*_oldest(spool))
+    with closing(opened(2)) as spool:
+        assert spool.is_read_only
+        spool.append([window()])
+        assert _oldest(spool) == (1, 3)
+    disk.mend()
+    with closing(opened(3)) as spool:
+        assert not spool.is_read_only
+        assert list(tmp_path.glob("shelter*")) == []
+        assert _drained(spool) == [(1, 1), (1, 3), (2, 1)]
+
+
+@pytest.mark.parametrize("shelter", ["absent/spool.db", "damaged"])
+def test_without_a_good_shelter_telemetry_waits_in_the_process(disk: FailingDisk, tmp_path: Path, shelter: str) -> None:
+    (tmp_path / "damaged").write_bytes(b"garbage" * 1000)
+    with closing(Spool(disk.folder / "spool.db", 1 << 20, 1, shelter=tmp_path / shelter)) as spool:
+        disk.remount("abort")
+        spool.append([window()])
+        assert _oldest(spool) == (1, 1)
+        disk.mend()
+        assert _drained(spool) == [(1, 1)]
+
+
 def _oldest(spool: Spool) -> tuple[int, int]:
     batch = spool.oldest()
     assert batch is not None

@@ -10,8 +10,9 @@ there is no room is lost and told as a gap. What waits can still be sent and del
 Used from the event loop's thread.
 
 While the disk takes no writes, batches wait in memory under a small budget of their own and are sent from there; what
-lies on the disk waits for it. When it takes writes again both are one. What memory held is lost with the process, and
-what was acknowledged meanwhile may be sent again, which counts nothing twice.
+lies on the disk waits for it. When it takes writes again both are one. Where there is a shelter, a file in a folder in
+memory, they wait in that, and the next process finds them; a reboot takes them. What was acknowledged meanwhile may be
+sent again, which counts nothing twice.
 """
 
 from __future__ import annotations
@@ -66,10 +67,12 @@ class Spool:
         path: The database file; a damaged one is set aside and begun anew.
         budget_bytes: Of all bodies together.
         boot_epoch: Of this run; another than any before.
+        shelter: Where batches wait while the disk takes no writes; the memory of this process when None.
     """
 
-    def __init__(self, path: Path, budget_bytes: int, boot_epoch: int) -> None:
+    def __init__(self, path: Path, budget_bytes: int, boot_epoch: int, *, shelter: Path | None = None) -> None:
         self._path = path
+        self._shelter = shelter
         self._budget_bytes = budget_bytes
         self._boot_epoch = boot_epoch
         self._sequence = 0
@@ -89,6 +92,9 @@ class Spool:
             self._detach()
         except (DiskFull, StateError) as exc:  # the first use says so, too
             logger.debug("%s", exc)
+        if shelter is not None and shelter.exists() and not self._is_detached:
+            self._detach()
+            self._attach()
 
     @property
     def is_read_only(self) -> bool:
@@ -196,7 +202,23 @@ class Spool:
         if self._connection is not None:
             with suppress(sqlite3.Error):
                 self._connection.close()
-        self._connection, self._bytes, self._is_detached = _made(":memory:"), 0, True
+        self._connection, self._bytes = self._sheltered()
+        self._is_detached = True
+
+    def _sheltered(self) -> tuple[sqlite3.Connection, int]:
+        """Return what holds batches beside the disk, and how many bytes wait in it."""
+        if self._shelter is not None:
+            try:
+                return _connect(self._shelter)
+            except (DiskFull, StateError) as exc:
+                logger.warning("%s; telemetry waits in the memory of this process", exc)
+        return _made(":memory:"), 0
+
+    def _leave_shelter(self) -> None:
+        if self._shelter is not None:
+            for suffix in ("", "-wal", "-shm"):
+                with suppress(OSError):
+                    self._shelter.with_name(self._shelter.name + suffix).unlink(missing_ok=True)
 
     def _attach(self) -> None:
         """Bring what waits in memory back to the disk, if it takes writes again."""
@@ -218,6 +240,7 @@ class Spool:
             self._connection, self._bytes, self._is_detached = memory, in_memory, True
         else:
             memory.close()
+            self._leave_shelter()
 
     def _trim(self, connection: sqlite3.Connection) -> None:
         """Turn the oldest whole batches into gaps until the budget holds; then the oldest gaps go."""
