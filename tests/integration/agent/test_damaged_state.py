@@ -12,6 +12,7 @@ import pytest
 from tests.support.captures import capture_datagrams
 from tests.support.daemon import CAPTURE, AskedDaemon, Daemon, active, enrolled, offer
 from tests.support.fake_controller import FakeController
+from tests.support.faults import Faults
 from vedette.agent.domain.report import Report
 from vedette.wire.values import Outcome
 
@@ -58,8 +59,8 @@ async def test_it_serves_the_last_model_with_no_controller_when_its_state_is_dam
     assert condition["severity"] == "warning"
     assert "nothing is lost" in condition["text"]
     assert "delete state.db.damaged-1, spool.db.damaged-1" in condition["text"]
-    daemon.send(capture_datagrams(CAPTURE))
-    await daemon.until(lambda r: r["counters"]["verdicts_written"] > 50)
+    daemon.send(capture_datagrams(CAPTURE)[:200])
+    await daemon.until(lambda r: r["counters"]["verdicts_written"] > 0)
     for name in ("state", "spool"):
         (daemon.settings.state_dir / f"{name}.db.damaged-1").unlink()
     await daemon.until(lambda r: "state-damaged" not in told(r))
@@ -90,3 +91,34 @@ async def test_without_a_copy_it_asks_the_controller_again_fetches_nothing_twice
     assert await daemon.stop() == 0
     await daemon.start()
     await daemon.until(lambda r: active(r) == 2)
+
+
+async def test_it_serves_the_last_model_when_its_state_cannot_be_read(
+    daemon: Daemon, controller: FakeController, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await left_serving(daemon, controller)
+    faults = Faults(daemon.settings.state_dir, tmp_path)
+    for name, value in faults.environment.items():
+        monkeypatch.setenv(name, value)
+    faults.unreadable(daemon.settings.state_dir / "state.db")
+    await daemon.start()
+    report = await daemon.until(lambda r: active(r) == 2 and "state-damaged" in told(r))
+    assert "cannot be read: [Errno 5] Input/output error" in told(report)["state-damaged"]["text"]
+    assert "delete state.db.damaged-1" in told(report)["state-damaged"]["text"]
+    assert "state-read-only" not in told(report)
+
+
+async def test_a_spool_that_cannot_be_read_is_set_aside_and_telemetry_goes_on(
+    daemon: Daemon, controller: FakeController, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await left_serving(daemon, controller)
+    faults = Faults(daemon.settings.state_dir, tmp_path)
+    for name, value in faults.environment.items():
+        monkeypatch.setenv(name, value)
+    faults.unreadable(daemon.settings.state_dir / "spool.db")
+    counted = set(controller.committed)
+    await daemon.start()
+    report = await daemon.until(lambda r: "state-damaged" in told(r))
+    assert "delete spool.db.damaged-1" in told(report)["state-damaged"]["text"]
+    await controller.until(lambda c: {epoch for epoch, _ in c.committed.keys() - counted} == {2})
+    assert "state-read-only" not in told(daemon.report())

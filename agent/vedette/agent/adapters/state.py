@@ -187,7 +187,7 @@ class State:
         except BaseException as exc:
             connection.close()
             if isinstance(exc, StateReadOnly):
-                raise StateDamaged(str(exc)) from exc
+                raise self._unreadable(exc) from exc
             raise
         return connection
 
@@ -196,7 +196,10 @@ class State:
             with self._translated():
                 return image_on_disk(self.path)
         except StateReadOnly as exc:  # it was only read, so reading is what fails
-            raise StateDamaged(str(exc)) from exc
+            raise self._unreadable(exc) from exc
+
+    def _unreadable(self, exc: StateReadOnly) -> StateDamaged:
+        return StateDamaged(f"the agent's state {self.path} cannot be read: {exc.__cause__ or exc}")
 
     def _begun_from_copy(self, damaged: StateDamaged) -> sqlite3.Connection:
         """Return the database of the second copy, or an empty one; on the disk, if it takes writes."""
@@ -205,7 +208,7 @@ class State:
         logger.error("%s", self.damage)
         try:
             return self._replaced(image or b"")
-        except (StateReadOnly, DiskFull) as exc:
+        except (StateReadOnly, StateDamaged, DiskFull) as exc:  # damaged again: what is written there is not read
             logger.warning("%s; the state is kept in memory", exc)
         self._is_file_damaged = True
         try:
