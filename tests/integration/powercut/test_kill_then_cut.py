@@ -53,7 +53,11 @@ state = State(root / "state.db")
 state.begin_boot()
 """
 RAISE_AND_DIE = """
-os.environ["POWERCUT_KILL_AT_SYNC"] = "1"
+keep = state._keep_copy
+def keep_and_doom(image):  # the copy is synced before the log
+    keep(image)
+    os.environ["POWERCUT_KILL_AT_SYNC"] = "1"
+state._keep_copy = keep_and_doom
 state.raise_time_floor(now)
 """
 TELL_FLOOR = """
