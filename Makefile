@@ -65,4 +65,6 @@ bench: dev
 	$(BIN)/python -m tests.bench $(ARGS)
 
 clean:
-	rm -rf $(VENV) dist build
+	@! grep -qs '"$(CURDIR)/build/' /run/vedette-lab/vlab* || { \
+	    echo "hosts of a lab run in build/: make lab ARGS=--down" >&2; exit 1; }
+	rm -rf --one-file-system $(VENV) dist build

@@ -21,7 +21,7 @@ from contextlib import contextmanager
 
 from tests.lab import ground
 from tests.lab.commands import CommandFailed, LabError, NeverHappened, wait_until
-from tests.lab.image import bare
+from tests.lab.image import bare, prune
 from tests.lab.lab import Lab, installed
 from tests.lab.models import flow_model
 from tests.lab.packages import Packages
@@ -77,6 +77,7 @@ def _prepare() -> None:
     for package in (packages.agent, packages.controller):
         with _timed(f"{package.name} installed on it ({package.stat().st_size / 1e6:.1f} MB)"):
             installed(package)
+    prune()
 
 
 def _build_packages() -> None:

@@ -12,6 +12,7 @@ import fcntl
 import hashlib
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -30,6 +31,8 @@ PACKAGES = (
     "libfaketime",
 )  # fmt: skip
 _RECIPE_VERSION = 3
+_KEPT_LAYERS = 4
+_UNUSED_S = 6 * 3600.0
 _MACHINES_OWN = ("etc/machine-id", "etc/hostname", "etc/hosts", "var/lib/systemd/random-seed", "var/log/journal")
 
 
@@ -75,6 +78,7 @@ def building(folder: Path) -> Iterator[Path | None]:
     with (folder.parent / f".{folder.name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if folder.exists():
+            os.utime(folder)  # when it was last wanted
             yield None
             return
         staged = folder.with_name(f".{folder.name}.new")
@@ -82,6 +86,41 @@ def building(folder: Path) -> Iterator[Path | None]:
         staged.mkdir()
         yield staged
         staged.rename(folder)
+
+
+def prune(keep: int = _KEPT_LAYERS, unused_s: float = _UNUSED_S) -> list[Path]:
+    """Remove layers and later packages of builds that nobody wants any more; return them.
+
+    Each build of the packages leaves half a gigabyte behind. What stays: the ``keep`` newest of each kind, what was
+    wanted within ``unused_s``, so also what somebody is about to use, and whatever a host that runs stands on.
+    """
+    in_use = Path("/proc/self/mounts").read_text()
+    gone = []
+    for kind in (
+        "images/vedette-agent",
+        "images/vedette-controller",
+        "newer/vedette-agent",
+        "newer/vedette-controller",
+    ):
+        found = sorted(LAB_FOLDER.glob(f"{kind}[-+_]*"), key=lambda folder: folder.stat().st_mtime)
+        for folder in found[: -keep or None]:
+            if time.time() - folder.stat().st_mtime > unused_s and str(folder) not in in_use and _removed(folder):
+                gone.append(folder)
+    return gone
+
+
+def _removed(folder: Path) -> bool:
+    """Remove a folder unless somebody is just looking at it; nobody ever sees half of it."""
+    with (folder.parent / f".{folder.name}.lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        doomed = folder.with_name(f".{folder.name}.new")  # a builder that comes next clears it away if we are killed
+        shutil.rmtree(doomed, ignore_errors=True)
+        folder.rename(doomed)
+        shutil.rmtree(doomed)
+    return True
 
 
 def forget_machine(root: Path) -> None:

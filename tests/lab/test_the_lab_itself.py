@@ -6,11 +6,12 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
-from tests.lab import ground
+from tests.lab import ground, image
 from tests.lab.commands import CommandFailed, LabError, NeverHappened, execute, wait_until
 from tests.lab.host import Host
 from tests.lab.lab import Lab
@@ -189,3 +190,36 @@ def test_a_killed_run_is_swept_by_the_next(tmp_path: Path) -> None:
     assert identity not in Path("/proc/self/mountinfo").read_text()
     assert not list(Path("/sys/fs/cgroup").glob(f"*/{identity}-*"))
     assert identity not in execute(["ps", "-eo", "args"]).out
+
+
+def test_layers_of_former_builds_go_and_those_that_are_new_wanted_or_in_use_stay(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(image, "LAB_FOLDER", tmp_path)
+    images, mounted = tmp_path / "images", tmp_path / "mounted"
+    ages_h = {"agent-a": 12, "agent-b": 11, "agent-c": 10, "agent-d": 9, "agent-e": 1, "agent-f": 0, "controller-a": 12}
+    for name, age_h in ages_h.items():
+        (images / f"vedette-{name}/etc").mkdir(parents=True)
+        os.utime(images / f"vedette-{name}", times=(time.time() - age_h * 3600,) * 2)
+    for folder in (images / "bare-a", mounted):
+        folder.mkdir()
+    with image.building(images / "vedette-agent-b") as staged:
+        assert staged is None  # it is there, and wanted now
+
+    lower = f"lowerdir={images / 'vedette-agent-c'}:{images / 'bare-a'}"
+    execute(["mount", "-t", "overlay", "-o", lower, "overlay", str(mounted)])
+    try:
+        gone = image.prune(keep=1, unused_s=6 * 3600)
+    finally:
+        execute(["umount", str(mounted)])
+
+    assert [path.name for path in gone] == ["vedette-agent-a", "vedette-agent-d"]
+    left = {path.name for path in images.iterdir() if path.is_dir()}
+    assert left == {
+        "bare-a",
+        "vedette-agent-b",
+        "vedette-agent-c",
+        "vedette-agent-e",
+        "vedette-agent-f",
+        "vedette-controller-a",
+    }
