@@ -130,6 +130,32 @@ def test_a_lossy_link_loses_about_its_share(lab: Lab) -> None:
     assert 800 < arrived < 1200
 
 
+_SEND = "import socket; s=socket.socket(2,2); [s.sendto(b'x',('other',9)) for _ in range(100)]"
+
+
+@pytest.mark.parametrize(("direction", "arrives"), [("to", True), ("from", False)])
+def test_a_cable_can_be_mute_one_way_while_its_end_stays_up(lab: Lab, direction: str, arrives: bool) -> None:
+    one, other = _host(lab), _host(lab, "other")
+    assert _pings(one, "other")  # each has the other's hardware address now
+    one.link.block(direction)
+    before = other.link.counters().received_packets
+    one.run(["python3", "-c", _SEND])
+    assert (other.link.counters().received_packets - before >= 100) is arrives
+    assert not _pings(one, "other")
+    assert "state UP" in one.run("ip link show eth0").out
+    one.link.block()
+    wait_until("the cable is open", lambda: _pings(one, "other"))
+
+
+def test_a_host_that_moves_has_another_address_and_the_same_name(lab: Lab) -> None:
+    one, other = _host(lab), _host(lab, "other")
+    before = other.address
+    lab.move(other)
+    assert other.address != before
+    assert _pings(one, "other")
+    assert not _pings(one, before)
+
+
 def test_memory_limits_of_units_hold(lab: Lab) -> None:
     host = _host(lab)
     hog = ["python3", "-c", "x = bytearray(200 << 20)"]
