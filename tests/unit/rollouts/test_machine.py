@@ -55,6 +55,22 @@ STORIES: dict[str, tuple[int, str, str, str, str, str]] = {
         "stopped",
         "went back",
     ),
+    "what is kept of one that is away may be from before it moved": (
+        3,
+        "1,100%",
+        "move:0 tick tick:10 gone-silent:0 back:0 tick",
+        "m|ww",
+        "running",
+        "",
+    ),
+    "one that comes back without the version stops it": (
+        3,
+        "1,100%",
+        "move:0 tick tick:10 gone-silent:0 back:0 tick return:0 tick",
+        "f|ww",
+        "stopped",
+        "went back",
+    ),
     "an error it had before does not count": (3, "1,100%", "sick move:0 tick tick:30", "m|aa", "running", ""),
     "an agent that serves but is not well has not moved": (3, "1,100%", "move:0 error:0 tick:5", "a|ww", "running", ""),
     "an agent that stays unwell fails at its deadline": (

@@ -22,7 +22,7 @@ Rules:
 - No data is neither success nor failure. A wave that nobody answered is not passed: the rollout pauses, unless it is
   the last wave and earlier ones have answered.
 - Failing counts at every stage: a member that moved and then falls back, or shows an error condition that it did not
-  have before, stops the rollout too.
+  have before, stops the rollout too. It must say so itself: what is kept of one that is away may be older.
 - Stopping, aborting and pausing withdraw what has not moved: the agent is assigned again what it had before. Members
   that serve the version keep it.
 - What is still to be done at an agent is part of the state (:attr:`Member.pending`), so a controller killed at any
@@ -449,6 +449,10 @@ def _gave_up(slot: SlotStatus, target: BuildRef, *, was_tried: bool) -> bool:
 
 
 def _fell_back(member: Member, sighting: Sighting, target: BuildRef) -> tuple[MemberState, str] | None:
+    if not sighting.online:
+        # What is kept of an agent that is away may be from before its move: statuses are written together, up to a
+        # second late, and a controller that is killed meanwhile keeps the older one.
+        return None
     slot = sighting.slot
     if slot is not None and slot.active is not None and slot.active != target:
         back = f"went back to {slot.active.model}:{slot.active.version}"
