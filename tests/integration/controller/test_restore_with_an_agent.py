@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from google.protobuf.message import Message
 
 from tests.integration.training.test_admin_verbs import upload
 from tests.support import onnx_models as made
@@ -29,10 +28,13 @@ async def register(admin: Any, outputs: int) -> str:
     return str(done.version)
 
 
-async def roll_out(admin: Any, version: str) -> Message:
+async def roll_out(admin: Any, version: str) -> None:
+    """Start a rollout and watch it to its end: while one moves an agent's slot, no other may."""
     request = admin_pb2.StartRolloutRequest(version=version, waves=["100%"], soak_s=0, timeout_s=60)
-    started: Message = await admin.StartRollout(request)
-    return started
+    started = await admin.StartRollout(request)
+    async for last in admin.WatchRollout(admin_pb2.GetRolloutRequest(rollout=started.rollout)):
+        seen = last
+    assert seen.state == admin_pb2.ROLLOUT_STATE_SUCCEEDED
 
 
 def serves(version: int) -> Any:
