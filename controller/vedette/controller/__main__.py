@@ -98,7 +98,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.run is None:
         parser.print_help(sys.stderr)
         return 2
-    _configure_log(options.verbose)
+    _configure_log(logging.DEBUG if options.verbose else options.log_level)
     try:
         return int(options.run(options))
     except (ControllerError, SettingsError) as exc:
@@ -133,7 +133,7 @@ def command_parser() -> argparse.ArgumentParser:
     raw = argparse.RawDescriptionHelpFormatter
     parser = _Parser("vedette-controller", description=_TEXT, formatter_class=raw)
     parser.add_argument("--version", action="version", version=f"vedette-controller {__version__}")
-    parser.set_defaults(run=None)
+    parser.set_defaults(run=None, log_level=logging.INFO)
     verbs = parser.add_subparsers(metavar="COMMAND", parser_class=_Parser)
     settings = f"settings, all optional:\n{describe_settings(OPTIONS)}"
 
@@ -147,7 +147,7 @@ def command_parser() -> argparse.ArgumentParser:
         metavar="NAME",
         help="a name or address agents reach it by; may be repeated",
     )
-    init.set_defaults(run=_init)
+    init.set_defaults(run=_init, log_level=logging.WARNING)  # what it made is printed, not logged
 
     serve = verbs.add_parser(
         "serve", help="serve agents and admins", description=_SERVE, epilog=settings, formatter_class=raw
@@ -176,15 +176,13 @@ def command_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _configure_log(is_verbose: bool) -> None:
-    level = logging.DEBUG if is_verbose else logging.INFO
+def _configure_log(level: int) -> None:
     log_to_journal_or_stderr(level, "%(asctime)s %(levelname)s %(name)s: %(message)s", "vedette-controller")
 
 
 def _init(options: argparse.Namespace) -> int:
     from vedette.controller.first_use import Wish, make_controller
 
-    logging.getLogger("vedette").setLevel(logging.DEBUG if options.verbose else logging.WARNING)
     wish = Wish(data_dir=options.data_dir, listen=options.listen, names=tuple(dict.fromkeys(options.dns)))
     print(make_controller(wish))
     return 0
