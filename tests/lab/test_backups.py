@@ -23,6 +23,8 @@ def test_the_timer_makes_whole_backups_that_only_the_service_can_read(lab: Lab) 
     }  # fmt: skip
 
     controller.systemctl("start", "vedette-backup")
+    made = controller.run("date +%s").out
+    wait_until("backups have another name", lambda: controller.run("date +%s").out != made)  # which is their second
     controller.systemctl("start", "vedette-backup")
     assert controller.unit("vedette-backup", "Result", "ExecMainStatus") == {"Result": "success", "ExecMainStatus": "0"}
     assert controller.is_active(CONTROLLER)

@@ -98,7 +98,9 @@ def back_up_into(
     now: datetime,
     told: Told,
 ) -> Made:
-    """Write a backup file of today's name into a folder, with new blobs beside it, and remove what is older than kept.
+    """Write a backup file named for this second into a folder, new blobs beside it, and remove what is older than kept.
+
+    One of the same second is replaced by this one, in one step: it is no older.
 
     Args:
         settings: Of the controller.
