@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import mmap
-import os
-import shutil
 import struct
-import subprocess
 from pathlib import Path
 
-import pytest
+from tests.support.preload import compiled
 
 _SOURCE = Path(__file__).with_name("shim.c")
 _TABLE = struct.Struct("=QQQQqQ128s")  # calls, from, to, failed, error, unreadable, first
@@ -30,7 +27,7 @@ class Faults:
         with table.open("r+b") as file:
             self._table = mmap.mmap(file.fileno(), _TABLE.size)
         self.environment = {
-            "LD_PRELOAD": str(_compiled(place / "faults.so")),
+            "LD_PRELOAD": str(compiled(_SOURCE, place / "faults.so", "lets writes fail")),
             "FAULTS_ROOT": str(root.resolve()),
             "FAULTS_TABLE": str(table.resolve()),
         }
@@ -62,13 +59,3 @@ class Faults:
     def unreadable(self, path: Path) -> None:
         """Let a file be read no more, also under another name."""
         struct.pack_into("=Q", self._table, 40, path.stat().st_ino)
-
-
-def _compiled(library: Path) -> Path:
-    """Compile the shim; the test that asks is skipped where there is no C compiler."""
-    compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc")
-    if compiler is None:
-        pytest.skip("no C compiler: the shim that lets writes fail cannot be built (apt install gcc libc6-dev)")
-    options = ("-std=gnu17", "-O1", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC")
-    subprocess.run([compiler, *options, "-o", str(library), str(_SOURCE)], check=True)
-    return library

@@ -14,7 +14,6 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
-#include <stdarg.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -124,22 +123,7 @@ static int opened(int folder, const char *path, int flags, mode_t mode)
     return syscall(SYS_openat, folder, path, flags, mode);
 }
 
-#define OPENING(NAME, FOLDER, ...)                                                                                     \
-    int NAME(__VA_ARGS__, ...)                                                                                         \
-    {                                                                                                                  \
-        mode_t mode = 0;                                                                                               \
-        if (flags & (O_CREAT | O_TMPFILE)) {                                                                           \
-            va_list rest;                                                                                              \
-            va_start(rest, flags);                                                                                     \
-            mode = va_arg(rest, mode_t);                                                                               \
-            va_end(rest);                                                                                              \
-        }                                                                                                              \
-        return opened(FOLDER, path, flags, mode);                                                                      \
-    }
-OPENING(open, AT_FDCWD, const char *path, int flags)
-OPENING(open64, AT_FDCWD, const char *path, int flags)
-OPENING(openat, folder, int folder, const char *path, int flags)
-OPENING(openat64, folder, int folder, const char *path, int flags)
+#include "openers.h"
 
 ssize_t write(int fd, const void *data, size_t size)
 {

@@ -2,27 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import subprocess
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from tests.support.powercut.records import Record, mark, read_log
+from tests.support.preload import compiled
 
 _SOURCE = Path(__file__).with_name("shim.c")
-
-
-def _compiled(library: Path) -> Path:
-    """Compile the shim; the test that asks is skipped where there is no C compiler."""
-    compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc")
-    if compiler is None:
-        pytest.skip("no C compiler: the shim that records writes cannot be built (apt install gcc libc6-dev)")
-    options = ("-std=gnu17", "-O1", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC")
-    subprocess.run([compiler, *options, "-o", str(library), str(_SOURCE), "-ldl"], check=True)
-    return library
 
 
 class Recording:
@@ -40,7 +26,7 @@ class Recording:
             raise ValueError(f"{root} is not empty, or holds its own log")
         log.touch()
         self.environment = {
-            "LD_PRELOAD": str(_compiled(log.resolve().with_suffix(".so"))),
+            "LD_PRELOAD": str(compiled(_SOURCE, log.resolve().with_suffix(".so"), "records writes")),
             "POWERCUT_ROOT": str(self.root),
             "POWERCUT_LOG": str(log.resolve()),
         }

@@ -25,7 +25,6 @@
 #include <fcntl.h>
 #include <limits.h>
 #include <signal.h>
-#include <stdarg.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -197,22 +196,7 @@ static int opened(int folder, const char *path, int flags, mode_t mode)
     return fd;
 }
 
-#define OPENING(NAME, FOLDER, ...)                                                                                     \
-    int NAME(__VA_ARGS__, ...)                                                                                         \
-    {                                                                                                                  \
-        mode_t mode = 0;                                                                                               \
-        if (flags & (O_CREAT | O_TMPFILE)) {                                                                           \
-            va_list rest;                                                                                              \
-            va_start(rest, flags);                                                                                     \
-            mode = va_arg(rest, mode_t);                                                                               \
-            va_end(rest);                                                                                              \
-        }                                                                                                              \
-        return opened(FOLDER, path, flags, mode);                                                                      \
-    }
-OPENING(open, AT_FDCWD, const char *path, int flags)
-OPENING(open64, AT_FDCWD, const char *path, int flags)
-OPENING(openat, folder, int folder, const char *path, int flags)
-OPENING(openat64, folder, int folder, const char *path, int flags)
+#include "openers.h"
 int __open_2(const char *path, int flags) { return opened(AT_FDCWD, path, flags, 0); }
 int __open64_2(const char *path, int flags) { return opened(AT_FDCWD, path, flags, 0); }
 int __openat_2(int folder, const char *path, int flags) { return opened(folder, path, flags, 0); }
