@@ -38,6 +38,7 @@ def test_the_agent_brings_nothing_of_the_controllers():
 def test_the_agents_dependencies_stay_few():
     # onnxruntime brings flatbuffers and packaging, cryptography cffi, grpcio typing_extensions.
     allowed = {"grpcio", "onnxruntime", "cryptography", "numpy", "protobuf"}
+    allowed |= {"grpcio-health-checking", "grpcio-reflection", "psutil"}
     allowed |= {"flatbuffers", "packaging", "cffi", "pycparser", "typing-extensions"}
     assert closure("vedette", frozenset({"agent"})) <= allowed
 
