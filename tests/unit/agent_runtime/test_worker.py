@@ -217,7 +217,7 @@ async def test_a_poisonous_request_costs_two_workers_and_no_other_answer(tmp_pat
 
 
 async def test_a_full_queue_is_refused_with_its_limit(tmp_path: Path) -> None:
-    settings = replace(SMALL, queue=5)
+    settings = replace(SMALL, queue=6)
     async with running(tiny_models.flow_model(), FLOW_PLAN, tmp_path, settings) as runner:
         asked = [runner.infer({"features": tiny_models.flow_rows(1)}) for _ in range(7)]
         answers = await asyncio.gather(*asked, return_exceptions=True)

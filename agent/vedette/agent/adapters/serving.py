@@ -19,8 +19,6 @@ from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
 
-import numpy as np
-
 from vedette.agent.adapters.blobs import Blobs
 from vedette.agent.adapters.facts import runtime_versions
 from vedette.agent.adapters.ring import Array, Plan
@@ -30,6 +28,7 @@ from vedette.agent.domain.clock import Clock
 from vedette.agent.domain.errors import (
     AgentError,
     BlobCorrupt,
+    DeadlineExceeded,
     DiskFull,
     InferenceError,
     InstallCode,
@@ -45,6 +44,8 @@ from vedette.agent.domain.errors import (
     WorkerTimeout,
 )
 from vedette.agent.domain.fitness import misfit
+from vedette.agent.domain.model_stats import ModelStats
+from vedette.agent.domain.priority import Priority
 from vedette.agent.domain.slots import (
     Event,
     Facts,
@@ -59,7 +60,7 @@ from vedette.agent.domain.slots import (
 from vedette.models.assignment import MAX_SLOTS, SlotAssignment
 from vedette.models.errors import ModelsError
 from vedette.models.golden import Golden, mismatch
-from vedette.models.profile import LATENCY_EDGES_MS, latency_bin, latency_percentile
+from vedette.models.profile import latency_percentile
 from vedette.models.release import Blob, Release
 from vedette.wire.systemd import fields
 from vedette.wire.values import BuildRef, SlotStatus
@@ -118,22 +119,6 @@ class ServingEvent:
     text: str = ""
 
 
-@dataclass(slots=True)
-class ModelStats:
-    """What a build did since it became active in this process."""
-
-    rows: int = 0
-    requests: int = 0
-    errors: int = 0
-    latency_counts: Array = field(default_factory=lambda: np.zeros(len(LATENCY_EDGES_MS) + 1, np.int64))
-
-    def add(self, rows: int, latency_ms: float) -> None:
-        """Count an answer; each of its rows waited for all of it."""
-        self.rows += rows
-        self.requests += 1
-        self.latency_counts[latency_bin(latency_ms)] += rows
-
-
 class ActiveModel:
     """A build that answers."""
 
@@ -142,6 +127,7 @@ class ActiveModel:
         self.release = release
         self.runner = runner
         self.stats = ModelStats()
+        runner.on_batch = self.stats.add_batch
 
     @property
     def build_digest(self) -> str:
@@ -279,25 +265,45 @@ class Serving:
 
     # Answering
 
-    async def infer(self, slot: str, inputs: Mapping[str, Array], *, is_counted: bool = True) -> Answer:
+    async def infer(
+        self,
+        slot: str,
+        inputs: Mapping[str, Array],
+        *,
+        is_counted: bool = True,
+        priority: Priority = Priority.FLOW,
+        deadline_s: float | None = None,
+    ) -> Answer:
         """Answer a request by the slot's active build, wholly by one.
 
         Args:
             slot: Where.
             inputs: Arrays by input name.
             is_counted: Whether its rows are work; what explains a verdict is not.
+            priority: Who is answered first, and refused last, where not all can be.
+            deadline_s: How long the caller waits; None is as long as the model's own pace allows a batch.
 
         Raises:
             NoActiveModel: The slot serves nothing.
             InvalidRequest: The inputs do not fit.
             Overloaded: Too many requests wait.
+            DeadlineExceeded: ``deadline_s`` went by; nobody is to blame.
             ModelFailed, OutOfMemory, WorkerTimeout, WorkerCrashed: This request got no answer; others do.
         """
+        if deadline_s is None:
+            return await self._infer(slot, inputs, is_counted, priority)
+        try:
+            async with asyncio.timeout(deadline_s):
+                return await self._infer(slot, inputs, is_counted, priority)
+        except TimeoutError as exc:
+            raise DeadlineExceeded(f"no answer in {deadline_s:g} s, the caller's deadline") from exc
+
+    async def _infer(self, slot: str, inputs: Mapping[str, Array], is_counted: bool, priority: Priority) -> Answer:
         started = time.perf_counter()
         while True:
             model = self.active(slot) or await self._successor(slot)
             try:
-                outputs = await model.runner.infer(inputs)
+                outputs = await model.runner.infer(inputs, priority=priority)
             except Retired as exc:
                 if self.active(slot) is model:
                     raise NoActiveModel(f"slot {slot!r} is being stopped") from exc
@@ -305,7 +311,7 @@ class Serving:
             except InvalidRequest:
                 raise
             except InferenceError:
-                model.stats.errors += 1
+                model.stats.fail((time.perf_counter() - started) * 1e3)
                 raise
             latency_ms = (time.perf_counter() - started) * 1e3
             if is_counted:

@@ -56,6 +56,7 @@ from vedette.agent.domain.errors import (
     WorkerCrashed,
     WorkerTimeout,
 )
+from vedette.agent.domain.priority import Priority
 from vedette.models.version import __version__
 
 logger = logging.getLogger(__name__)
@@ -562,6 +563,7 @@ class Runner:
         self._settings = settings
         self._spawn = spawn
         self.on_strike = on_strike
+        self.on_batch: Callable[[int, int, int, int, int], None] = lambda *_: None
         self._worker: Worker | None = None
         self._dying: Worker | None = None
         self._replacing: asyncio.Task[None] | None = None
@@ -618,8 +620,12 @@ class Runner:
                 self._adopt(worker)
                 return
 
-    async def infer(self, arrays: Mapping[str, Array], *, deadline_s: float | None = None) -> dict[str, Array]:
+    async def infer(
+        self, arrays: Mapping[str, Array], *, priority: Priority = Priority.FLOW, deadline_s: float | None = None
+    ) -> dict[str, Array]:
         """Answer a request, cut into batches where it is longer than one and joined again.
+
+        The last eighth of the queue is for the appliance's own programs.
 
         Raises:
             Retired: This runner answers no more and no part of the request is to blame.
@@ -629,8 +635,9 @@ class Runner:
                 worker was tried twice.
         """
         rows = self._plan.rows(arrays)
-        if self._outstanding >= self._settings.queue:
-            raise Overloaded(f"{self._outstanding} requests wait, limit {self._settings.queue} (queue)")
+        most = self._settings.queue if priority is Priority.PROGRAM else self._settings.queue * 7 // 8
+        if self._outstanding >= most:
+            raise Overloaded(f"{self._outstanding} requests wait, limit {most} (queue)", retry_after_s=0.1)
         self._outstanding += 1
         self._drained.clear()
         try:

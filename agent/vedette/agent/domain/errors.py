@@ -38,7 +38,15 @@ class InvalidRequest(InferenceError):
 
 
 class Overloaded(InferenceError):
-    """Too many requests wait already: the caller should try again later."""
+    """Too many requests wait already: the caller should try again after ``retry_after_s``."""
+
+    def __init__(self, text: str, retry_after_s: float) -> None:
+        super().__init__(text)
+        self.retry_after_s = retry_after_s
+
+
+class DeadlineExceeded(InferenceError):
+    """The caller's own deadline went by before the answer came; neither the model nor the caller is at fault."""
 
 
 class ModelFailed(InferenceError):
