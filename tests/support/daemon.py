@@ -60,16 +60,19 @@ class Daemon:
         return current_report(self.settings)
 
     def metrics(self) -> dict[str, float]:
-        """Return the samples of ``/metrics`` by name and labels, asked for over the daemon's own socket."""
+        """Return the samples of ``/metrics`` by name and labels."""
+        samples = (line.rpartition(" ") for line in self.metrics_page().splitlines() if not line.startswith("#"))
+        return {name: float(value) for name, _, value in samples}
+
+    def metrics_page(self) -> str:
+        """Return ``/metrics``, asked for over the daemon's own socket."""
         connection = http.client.HTTPConnection("localhost", timeout=5)
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as made:
             made.settimeout(5)
             made.connect(str(self.settings.status_sockets[-1]))
             connection.sock = made
             connection.request("GET", "/metrics")
-            text = connection.getresponse().read().decode()
-        samples = (line.rpartition(" ") for line in text.splitlines() if not line.startswith("#"))
-        return {name: float(value) for name, _, value in samples}
+            return connection.getresponse().read().decode()
 
     async def until(self, holds: Callable[[Report], Any]) -> Report:
         """Return a report of which something holds; the test's time-out ends the wait."""

@@ -197,7 +197,7 @@ def test_metrics_are_prometheus_text() -> None:
         single("a_total", "counter", "Of a\nkind.", 3),
         Family("b", "gauge", "B.", (Sample(0.5, {"slot": 'x"y\\z'}),)),
         Family("none", "gauge", "Left out.", ()),
-        histogram("c_seconds", "C.", [0.001, 0.01], {"s": [1, 2, 3]}),
+        histogram("c_seconds", "C.", [0.001, 0.01], {"s": [1, 2, 3]}, {"s": 0.25}),
     ]
     assert render(families).decode().splitlines() == [
         "# HELP a_total Of a\\nkind.",
@@ -211,6 +211,7 @@ def test_metrics_are_prometheus_text() -> None:
         'c_seconds_bucket{slot="s",le="0.001"} 1',
         'c_seconds_bucket{slot="s",le="0.01"} 3',
         'c_seconds_bucket{slot="s",le="+Inf"} 6',
+        'c_seconds_sum{slot="s"} 0.25',
         'c_seconds_count{slot="s"} 6',
     ]
 

@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
-import os
-import time
 from collections.abc import Iterator
-from pathlib import Path
 
 from vedette.agent.adapters.artifacts import Downloads
 from vedette.agent.adapters.collector import Collector
 from vedette.agent.adapters.json_sink import JsonSink
 from vedette.agent.adapters.link import Link, LinkState
 from vedette.agent.adapters.pipeline import FlowPipeline
+from vedette.agent.adapters.process_figures import families_process
 from vedette.agent.adapters.reconciler import Reconciler
 from vedette.agent.adapters.serving import Serving
 from vedette.agent.adapters.spool import Spool
 from vedette.agent.adapters.telemetry import Reporter
-from vedette.agent.adapters.usage import UsageMeter, cpu_seconds
+from vedette.agent.adapters.usage import UsageMeter
 from vedette.agent.domain.conditions import Conditions
 from vedette.agent.domain.metrics import Family, Sample, histogram, single
 from vedette.models.profile import LATENCY_EDGES_MS
 from vedette.models.version import __version__
-
-_STARTED = time.time()
 
 
 class Figures:
@@ -96,7 +92,7 @@ class Figures:
         yield Family("vedette_agent_build_info", "gauge", "Version.", (Sample(1, {"version": __version__}),))
         for name, value in self.counters().items():
             if name not in ("datagrams_dropped", "datagrams_malformed", "verdicts_lost"):
-                yield single(f"vedette_agent_{name}_total", "counter", _help(name), value)
+                yield single(f"vedette_agent_{name}_total", "counter", COUNTERS[name], value)
         yield from self._collected()
         yield from self._served()
         yield from self._linked()
@@ -135,8 +131,11 @@ class Figures:
         text = "Active builds whose file was damaged on the disk."
         yield single("vedette_agent_models_damaged_total", "counter", text, self._serving.models_damaged)
         series = {slot: model.stats.latency_counts.tolist() for slot, model in actives.items()}
+        sums = {slot: model.stats.waited_s for slot, model in actives.items()}
         edges = [edge / 1000 for edge in LATENCY_EDGES_MS.tolist()]
-        yield histogram("vedette_agent_inference_latency_seconds", "Time a row waited for its answer.", edges, series)
+        yield histogram(
+            "vedette_agent_inference_latency_seconds", "Time a row waited for its answer.", edges, series, sums
+        )
 
     def _linked(self) -> Iterator[Family]:
         conditions = [
@@ -174,20 +173,14 @@ class Figures:
             yield single("vedette_agent_telemetry_sent_bytes_total", "counter", "Bytes of telemetry sent.", sent)
 
     def _process(self) -> Iterator[Family]:
-        own = cpu_seconds(os.getpid()) or 0.0
-        yield single("process_cpu_seconds_total", "counter", "CPU of the main process.", own)
-        yield single("process_start_time_seconds", "gauge", "Start of the main process, Unix time.", _STARTED)
-        resident = int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-        yield single("process_resident_memory_bytes", "gauge", "Resident memory of the main process.", resident)
-        open_files = sum(1 for _ in Path("/proc/self/fd").iterdir())
-        yield single("process_open_fds", "gauge", "Open files of the main process.", open_files)
+        yield from families_process()
         workers = len(self._serving.worker_pids)
         yield single("vedette_agent_workers", "gauge", "Worker processes.", workers)
         text = "CPU of all processes, as of the last telemetry window."
         yield single("vedette_agent_cpu_seconds_total", "counter", text, self._usage.cpu_seconds_total)
 
 
-_HELP = {
+COUNTERS = {
     "records": "Flow records decoded.",
     "records_without_template": "Sets of records whose template was not known yet.",
     "sequence_gaps": "Gaps in exporters' sequence numbers: suspected loss.",
@@ -206,7 +199,4 @@ _HELP = {
     "datagrams": "Datagrams received.",
     "verdicts_written": "Verdict lines written.",
 }
-
-
-def _help(name: str) -> str:
-    return _HELP[name]
+"""What is said of each counter that is told by its plain name."""

@@ -46,14 +46,21 @@ def single(name: str, kind: str, text: str, value: float) -> Family:
     return Family(name, kind, text, (Sample(value),))
 
 
-def histogram(name: str, text: str, upper_edges: Sequence[float], series: Mapping[str, Sequence[int]]) -> Family:
+def histogram(
+    name: str,
+    text: str,
+    upper_edges: Sequence[float],
+    series: Mapping[str, Sequence[int]],
+    sums: Mapping[str, float],
+) -> Family:
     """Return a histogram with one series a slot.
 
     Args:
         name: Of the family.
         text: Its help.
         upper_edges: Of the bins, ascending, shape (bins,).
-        series: Counts by slot, shape (bins + 1,); the last is above every edge. Its sum is not known and not given.
+        series: Counts by slot, shape (bins + 1,); the last is above every edge.
+        sums: Of all observed values, by slot.
     """
     samples: list[Sample] = []
     for slot, counts in series.items():
@@ -61,6 +68,7 @@ def histogram(name: str, text: str, upper_edges: Sequence[float], series: Mappin
         for edge, count in zip([*map(_number, upper_edges), "+Inf"], counts, strict=True):
             total += count
             samples.append(Sample(total, {"slot": slot, "le": edge}, "_bucket"))
+        samples.append(Sample(sums[slot], {"slot": slot}, "_sum"))
         samples.append(Sample(total, {"slot": slot}, "_count"))
     return Family(name, "histogram", text, samples)
 

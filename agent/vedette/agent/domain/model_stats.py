@@ -53,6 +53,7 @@ class ModelStats:
     queue_ns: int = 0  # of batches, from the oldest request in it until it was sent
     compute_ns: int = 0
     last_ms: int = 0  # milliseconds since 1970 of the last answer, 0 before it
+    waited_s: float = 0.0  # all rows together: the sum of what latency_counts counts
     latency_counts: npt.NDArray[Any] = field(default_factory=_no_latencies)
     batches: dict[int, BatchStats] = field(default_factory=dict)
 
@@ -62,6 +63,7 @@ class ModelStats:
         self.requests += 1
         self.success_ns += int(latency_ms * 1e6)
         self.last_ms = time.time_ns() // 1_000_000
+        self.waited_s += rows * latency_ms / 1000
         self.latency_counts[latency_bin(latency_ms)] += rows
 
     def fail(self, latency_ms: float) -> None:
