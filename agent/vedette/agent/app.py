@@ -38,6 +38,7 @@ from vedette.agent.adapters.identity import Identity, IdentityDamaged, IdentityS
 from vedette.agent.adapters.json_sink import JsonSink
 from vedette.agent.adapters.link import Link
 from vedette.agent.adapters.pipeline import FlowPipeline
+from vedette.agent.adapters.pressure import Budgets, PressureWatch, StrainGauge
 from vedette.agent.adapters.reconciler import Reconciler, current_status
 from vedette.agent.adapters.serving import EventKind, Serving, ServingEvent, ServingSettings
 from vedette.agent.adapters.spool import Spool
@@ -56,6 +57,7 @@ from vedette.agent.domain.reconcile import Trust
 from vedette.agent.domain.report import Report, status_report
 from vedette.agent.domain.slots import build_ref
 from vedette.agent.domain.standstill import Standstill
+from vedette.agent.domain.unit_limits import MAIN_BYTES
 from vedette.agent.domain.windows import Gauges, Windows
 from vedette.agent.settings import Settings
 from vedette.models.version import __version__
@@ -186,6 +188,7 @@ class Agent:
         )
         self._templates = TemplateFile(settings.state_dir / "templates.json", self._pipeline.decoder)
         self._usage = UsageMeter(lambda: self._serving.worker_pids)
+        self._pressure = self._made_pressure_watch()
         self._figures = Figures(
             serving=self._serving,
             pipeline=self._pipeline,
@@ -194,6 +197,7 @@ class Agent:
             spool=self._spool,
             conditions=self._conditions,
             usage=self._usage,
+            pressure=self._pressure,
         )
         self._server: HttpServer | None = None
         self._damaged_slots: set[str] = set()  # whose active build fell for a file that is not what it was
@@ -286,6 +290,7 @@ class Agent:
         if self._collector is not None:
             yield self._pipeline.gather(self._collector, self._has_datagrams, self._settings.netflow.batch_s)
             yield self._listen_again()
+        yield self._pressure.run()
         yield self._close_windows()
         yield self._save_templates()
         yield self._look_at_disk()
@@ -322,6 +327,15 @@ class Agent:
             return None
         ready = self._from_thread(self._has_datagrams.set)
         return Collector(netflow.listen, netflow.receive_buffer_bytes, netflow.queue_bytes, ready)
+
+    def _made_pressure_watch(self) -> PressureWatch:
+        budget, queues = self._settings.budget, self._settings.netflow.queue_bytes + self._settings.sink.queue_bytes
+        gauge = StrainGauge(
+            Budgets(budget.cpu_percent / 100, MAIN_BYTES + queues, budget.memory_bytes),
+            workers=lambda: self._serving.worker_pids,
+            fills=lambda: (self._pipeline.fill, self._collector.fill if self._collector else 0.0),
+        )
+        return PressureWatch(gauge, self._pipeline, self._conditions, self._clock)
 
     def _from_thread(self, work: Callable[..., None]) -> Callable[..., None]:
         """Return a function that other threads may call to have something done on the loop."""

@@ -21,6 +21,7 @@ from vedette.agent.adapters.pipeline import FlowPipeline
 from vedette.agent.adapters.serving import Answer
 from vedette.agent.domain.allowance import Allowance
 from vedette.agent.domain.errors import WorkerCrashed
+from vedette.agent.domain.pressure import Level
 from vedette.agent.domain.windows import Gauges, Windows
 from vedette.models.flows.datagrams import Datagram
 from vedette.models.profile import DataProfile, ReferenceProfile
@@ -308,3 +309,62 @@ async def test_silence_brings_out_what_waits_and_then_no_timer_runs() -> None:
 async def _turns() -> None:
     for _ in range(10):
         await asyncio.sleep(0)
+
+
+async def test_under_pressure_whole_conversations_are_left_out_and_counted_and_the_others_are_scored_as_ever() -> None:
+    calm, pressed = (Bench("flow-threat", emit_all=True, evidence_per_s=0) for _ in range(2))
+    pressed.pipeline.flow_share = 0.4
+    for bench in (calm, pressed):
+        await bench.replay(capture_datagrams(CAPTURE))
+    told, kept = calm.lines.verdicts, pressed.lines.verdicts
+    counters = pressed.pipeline.counters
+    assert counters.flows == calm.pipeline.counters.flows == counters.flows_shed + counters.rows_scored
+    assert 0 < counters.rows_scored < counters.flows
+    pairs = {_ends(verdict) for verdict in kept}
+    expected = [_timeless(verdict) for verdict in told if _ends(verdict) in pairs]
+    assert [_timeless(verdict) for verdict in kept] == expected
+    window = pressed.windows.close(Gauges())[0]
+    assert (window.rows, window.counters) == (counters.rows_scored, {"rows_shed": counters.flows_shed})
+
+
+def _ends(verdict: dict[str, Any]) -> frozenset[str]:
+    return frozenset((verdict["src_ip"], verdict["dest_ip"]))
+
+
+def _timeless(verdict: dict[str, Any]) -> dict[str, Any]:
+    return {key: item for key, item in verdict.items() if key != "flow_id"}
+
+
+async def test_a_profile_under_pressure_counts_one_row_in_eight_whatever_the_batches_are() -> None:
+    bench = Bench("flow-threat")
+    bench.pipeline.pressure = Level.PROFILES
+    await bench.replay(capture_datagrams(CAPTURE), batch=3)
+    window = bench.windows.close(Gauges())[0]
+    profile = DataProfile.decode(window.profile, _reference())
+    assert (window.rows, profile.rows) == (bench.pipeline.counters.flows, -(-bench.pipeline.counters.flows // 8))
+
+
+def _reference() -> ReferenceProfile:
+    assert RELEASE.reference is not None
+    return ReferenceProfile.from_bytes(SHELF.blobs[RELEASE.reference.digest])
+
+
+class Silent:
+    """A source with nothing in it."""
+
+    is_empty = True
+
+    def take(self, most: int) -> list[Datagram]:
+        return []
+
+
+@pytest.mark.parametrize(("level", "gathered_s"), [(Level.NONE, 0.2), (Level.PROFILES, 0.2), (Level.WAITING, 1.0)])
+async def test_under_pressure_datagrams_are_gathered_for_longer(level: Level, gathered_s: float) -> None:
+    bench = Bench("flow-threat")
+    bench.pipeline.pressure = level
+    ready = asyncio.Event()
+    ready.set()
+    gathering = asyncio.create_task(bench.pipeline.gather(Silent(), ready, 0.2))
+    await bench.clock.until_asleep(1)
+    gathering.cancel()
+    assert bench.clock.slept == [gathered_s]

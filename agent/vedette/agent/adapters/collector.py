@@ -106,6 +106,11 @@ class Collector:
         return not self._waiting
 
     @property
+    def fill(self) -> float:
+        """How much of what may wait waits, 0 to 1."""
+        return self._bytes / self._queue_bytes
+
+    @property
     def is_broken(self) -> bool:
         """Whether the thread was started and ended unasked."""
         return self._thread.ident is not None and not self._thread.is_alive()

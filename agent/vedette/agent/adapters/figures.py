@@ -10,6 +10,7 @@ from vedette.agent.adapters.json_sink import JsonSink
 from vedette.agent.adapters.link import Link, LinkState
 from vedette.agent.adapters.pipeline import FlowPipeline
 from vedette.agent.adapters.process_figures import families_process
+from vedette.agent.adapters.pressure import PressureWatch
 from vedette.agent.adapters.reconciler import Reconciler
 from vedette.agent.adapters.serving import Serving
 from vedette.agent.adapters.spool import Spool
@@ -34,6 +35,7 @@ class Figures:
         spool: Spool,
         conditions: Conditions,
         usage: UsageMeter,
+        pressure: PressureWatch,
     ) -> None:
         self._serving = serving
         self._pipeline = pipeline
@@ -42,6 +44,7 @@ class Figures:
         self._spool = spool
         self._conditions = conditions
         self._usage = usage
+        self._pressure = pressure
         self.link: Link | None = None
         self.downloads: Downloads | None = None
         self.reporter: Reporter | None = None
@@ -65,6 +68,7 @@ class Figures:
             "sequence_gaps": decoded.sequence_gaps,
             "flows": flows.flows,
             "flows_unscored": flows.flows_unscored,
+            "flows_shed": flows.flows_shed,
             "flows_dropped": flows.flows_dropped,
             "batches_failed": flows.batches_failed,
             "flows_old": made.old,
@@ -95,6 +99,7 @@ class Figures:
                 yield single(f"vedette_agent_{name}_total", "counter", COUNTERS[name], value)
         yield from self._collected()
         yield from self._served()
+        yield from self._pressure.families()
         yield from self._linked()
         yield from self._process()
 
@@ -186,6 +191,7 @@ COUNTERS = {
     "sequence_gaps": "Gaps in exporters' sequence numbers: suspected loss.",
     "flows": "Biflows made of records.",
     "flows_unscored": "Flows that came while no flow model was active.",
+    "flows_shed": "Flows not scored because under pressure only a share of the conversations is.",
     "flows_dropped": "Flows given up because inference was too slow.",
     "batches_failed": "Batches of datagrams lost to a fault of the agent's own; please report it.",
     "flows_old": "Records that ended over an hour before their export.",

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import secrets
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +22,8 @@ from vedette.agent.adapters.serving import Answer
 from vedette.agent.domain.allowance import Allowance
 from vedette.agent.domain.clock import Clock
 from vedette.agent.domain.errors import InferenceError
+from vedette.agent.domain.pressure import PROFILED_ONE_IN, Level
+from vedette.agent.domain.sampling import in_share
 from vedette.agent.domain.windows import ScoredRows, Windows
 from vedette.models.documents import digest_of
 from vedette.models.errors import ModelsError
@@ -44,6 +47,7 @@ _AHEAD_FLOWS = (
 _TURN_DATAGRAMS = 256  # decoded at once; some 6,000 records, 25 ms of the loop
 _SCORE_ROWS = 4096  # of one request
 _SILENCE_STEP_S = 1.0
+_GATHER_S = 1.0  # under pressure: at 1,000 flows/s a fifth of the batches, each five times as large
 _MAX_REFERENCES = 15  # kept beside the newest
 
 
@@ -105,6 +109,7 @@ class PipelineCounters:
 
     flows: int = 0
     flows_unscored: int = 0  # no flow model was active
+    flows_shed: int = 0  # under pressure only a share of the conversations is scored; these are not in it
     flows_dropped: int = 0  # inference was too slow
     batches_failed: int = 0  # of datagrams, by a fault of ours
     rows_scored: int = 0  # a flow counts once for each slot that scored it
@@ -160,6 +165,9 @@ class FlowPipeline:
         self.decoder = FlowDecoder()
         self.extractor = FlowExtractor()
         self.counters = PipelineCounters()
+        self.pressure = Level.NONE
+        self.flow_share = 1.0  # of the conversations that are scored; 1 below Level.FLOWS
+        self._secret = secrets.randbits(64)
         self._waiting: deque[FlowBatch] = deque()
         self._waiting_flows = 0
         self._parts = 0
@@ -206,7 +214,7 @@ class FlowPipeline:
                 self.advance()
             else:
                 await has_datagrams.wait()
-                await self._clock.sleep(batch_s)
+                await self._clock.sleep(max(batch_s, _GATHER_S) if self.pressure >= Level.WAITING else batch_s)
             has_datagrams.clear()
             while datagrams := source.take(_TURN_DATAGRAMS):
                 heard_at = self._clock.monotonic()
@@ -250,6 +258,10 @@ class FlowPipeline:
         if not self._flow_slots():
             self.counters.flows_unscored += len(batch)
             return
+        if self.flow_share < 1:
+            batch = self._sampled(batch)
+            if len(batch) == 0:
+                return
         self._waiting.append(batch)
         self._waiting_flows += len(batch)
         while self._waiting_flows > MAX_WAITING_FLOWS and len(self._waiting) > 1:
@@ -260,6 +272,20 @@ class FlowPipeline:
         self._has_flows.set()
         if self._waiting_flows > _AHEAD_FLOWS:
             self._has_room.clear()
+
+    def _sampled(self, batch: FlowBatch) -> FlowBatch:
+        """Return the flows that are scored, and count the others for every slot that would have scored them."""
+        kept = in_share(batch.flows, self.flow_share, self._secret)
+        shed = len(batch) - int(np.count_nonzero(kept))
+        self.counters.flows_shed += shed
+        for slot, model in self._flow_slots().items():
+            self._windows.shed(slot, model.ref, shed)
+        return _where(batch, kept) if shed else batch
+
+    @property
+    def fill(self) -> float:
+        """How much of what may wait for inference waits; at a half no more is taken off the network's own queue."""
+        return self._waiting_flows / (2 * _AHEAD_FLOWS)
 
     def _flow_slots(self) -> dict[str, Serves]:
         return {slot: model for slot, model in self._scorer.actives.items() if _reads_flows(model.release)}
@@ -305,6 +331,7 @@ class FlowPipeline:
                 flagged=scored.flagged,
                 latency_ms=latency_ms,
                 reference=self._reference(slot, scored.release),
+                profiled_one_in=PROFILED_ONE_IN if self.pressure >= Level.PROFILES else 1,
             )
         )
 

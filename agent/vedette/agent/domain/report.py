@@ -118,6 +118,8 @@ def _flow_lines(counters: Mapping[str, int | float]) -> Sequence[str]:
         ("{:,} datagrams dropped", "datagrams_dropped"),
     )
     parts = [text.format(counters.get(name, 0)) for text, name in told]
+    if shed := counters.get("flows_shed", 0):
+        parts.append(f"{shed:,} not scored under pressure ({shed / counters['flows']:.1%})")
     return (f"flows     {counters['flows']:,} {' · '.join(parts)}",)
 
 

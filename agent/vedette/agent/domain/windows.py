@@ -34,6 +34,7 @@ class ScoredRows:
         flagged: Shape (rows,).
         latency_ms: Each of the rows waited for all of it.
         reference: Of the release; None without one.
+        profiled_one_in: Of so many rows one is counted in the profile, which says itself how many it counted.
     """
 
     slot: str
@@ -45,6 +46,7 @@ class ScoredRows:
     flagged: npt.NDArray[np.bool_]
     latency_ms: float
     reference: ReferenceProfile | None
+    profiled_one_in: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +66,7 @@ class _Work:
     rows: int = 0
     flagged: int = 0
     errors: int = 0
+    shed: int = 0
     verdicts: dict[str, int] = field(default_factory=dict)
     latency_counts: npt.NDArray[np.int64] = field(
         default_factory=lambda: np.zeros(len(LATENCY_EDGES_MS) + 1, dtype=np.int64)
@@ -85,6 +88,7 @@ class Windows:
         """Count rows that a build answered."""
         work = self._of(rows.slot, rows.build)
         count = len(rows.scores)
+        profiled = slice(-work.rows % rows.profiled_one_in, None, rows.profiled_one_in)
         work.rows += count
         work.flagged += int(np.count_nonzero(rows.flagged))
         work.latency_counts[latency_bin(rows.latency_ms)] += count
@@ -92,11 +96,15 @@ class Windows:
         if rows.reference is not None:
             if work.profile is None:
                 work.profile = DataProfile(rows.reference)
-            work.profile.add(rows.features, rows.scores, rows.flagged)
+            work.profile.add(rows.features[profiled], rows.scores[profiled], rows.flagged[profiled])
 
     def failed(self, slot: str, build: BuildRef) -> None:
         """Count a batch that a build did not answer."""
         self._of(slot, build).errors += 1
+
+    def shed(self, slot: str, build: BuildRef, rows: int) -> None:
+        """Count rows that a build was not given, because under pressure only a share is scored."""
+        self._of(slot, build).shed += rows
 
     def close(self, gauges: Gauges) -> tuple[Window, ...]:
         """Return the windows of the span that ends now, the agent's own last, and open the next span."""
@@ -122,6 +130,7 @@ class Windows:
                     verdicts=work.verdicts,
                     latency_counts=tuple(work.latency_counts.tolist()),
                     profile=work.profile.encode() if work.profile else b"",
+                    counters={"rows_shed": work.shed} if work.shed else {},
                 )
             )
         windows.append(
