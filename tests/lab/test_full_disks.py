@@ -127,7 +127,7 @@ def test_a_full_disk_of_verdicts_costs_lines_that_are_counted_and_nothing_else(l
 
 
 def _lost(lab: Lab, edge: Host) -> float:
-    return lab.metrics(edge)['vedette_agent_verdicts_lost_total{where="disk"}']
+    return lab.metrics(edge)['vedette_agent_sink_lost_total{sink="json",where="disk"}']
 
 
 def test_a_controller_on_a_full_disk_keeps_its_fleet_refuses_by_name_and_counts_everything_later(lab: Lab) -> None:

@@ -34,7 +34,7 @@ def fall_ill(fault: str) -> None:
         case "collector":
             Collector._queue = fail  # type: ignore[method-assign, assignment]
         case "sink":
-            JsonSink._put = fail  # type: ignore[method-assign, assignment]
+            JsonSink._deliver = fail  # type: ignore[method-assign, assignment]
         case "scoring":
             FlowPipeline._score = hang  # type: ignore[method-assign, assignment]
             app._STUCK_S = 0.3

@@ -35,7 +35,6 @@ from vedette.agent.adapters.figures import Figures
 from vedette.agent.adapters.files import make_folder
 from vedette.agent.adapters.http import AddressInUse, HttpServer, Page
 from vedette.agent.adapters.identity import Identity, IdentityDamaged, IdentityStore
-from vedette.agent.adapters.json_sink import JsonSink
 from vedette.agent.adapters.link import Link
 from vedette.agent.adapters.pipeline import FlowPipeline
 from vedette.agent.adapters.pressure import Budgets, PressureWatch, StrainGauge
@@ -59,6 +58,7 @@ from vedette.agent.domain.slots import build_ref
 from vedette.agent.domain.standstill import Standstill
 from vedette.agent.domain.unit_limits import MAIN_BYTES
 from vedette.agent.domain.windows import Gauges, Windows
+from vedette.agent.rooms.sinks import build_sinks
 from vedette.agent.settings import Settings
 from vedette.models.version import __version__
 from vedette.wire import systemd
@@ -174,16 +174,17 @@ class Agent:
             self._state, settings.state_dir / "blobs", ServingSettings(worker=worker), self._clock, self._slot_event
         )
         self._has_datagrams = asyncio.Event()
-        self._sink = self._made_sink()
+        self._sink_problems: dict[str, str] = {}
+        self._sinks = build_sinks(settings, self._from_thread(self._sink_problem))
         self._collector = self._made_collector()
         self._takes_flows = False
         self._pipeline = FlowPipeline(
             self._serving,
-            self._sink,
+            self._sinks if self._sinks.sinks else None,
             self._windows,
             self._clock,
             host=settings.name,
-            emit_all=settings.sink.emit_all,
+            emit_all=self._sinks.emits_all,
             evidence_per_s=settings.sink.evidence_per_s,
         )
         self._templates = TemplateFile(settings.state_dir / "templates.json", self._pipeline.decoder)
@@ -193,7 +194,7 @@ class Agent:
             serving=self._serving,
             pipeline=self._pipeline,
             collector=self._collector,
-            sink=self._sink,
+            sinks=self._sinks,
             spool=self._spool,
             conditions=self._conditions,
             usage=self._usage,
@@ -235,9 +236,8 @@ class Agent:
 
     async def _start(self, parts: AsyncExitStack) -> None:
         """Start what takes flows and what serves; each adds how it is stopped, so that the last started stops first."""
-        if self._sink is not None:
-            self._sink.start()
-            parts.callback(self._sink.close, _STOP_S)
+        self._sinks.start()
+        parts.callback(self._sinks.close, _STOP_S)
         self._templates.load()
         server = self._server = HttpServer(
             {"/metrics": Page(CONTENT_TYPE, self._metrics), "/status": Page("application/json", self._report)}
@@ -315,12 +315,6 @@ class Agent:
 
     # Flows and verdicts
 
-    def _made_sink(self) -> JsonSink | None:
-        sink = self._settings.sink
-        if sink.path is None:
-            return None
-        return JsonSink(sink.path, sink.queue_bytes, self._from_thread(self._sink_problem))
-
     def _made_collector(self) -> Collector | None:
         netflow = self._settings.netflow
         if netflow.listen is None:
@@ -347,11 +341,20 @@ class Agent:
 
         return post
 
-    def _sink_problem(self, problem: str | None) -> None:
+    def _sink_problem(self, name: str, problem: str | None) -> None:
+        """Hold one condition for all sinks, whose text names those that fail."""
+        others = self._sink_problems.keys() - {name}
         if problem is None:
-            self._conditions.clear("sink-failed")
+            self._sink_problems.pop(name, None)
         else:
-            self._conditions.hold("sink-failed", Severity.ERROR, problem)
+            self._sink_problems[name] = problem
+        if others:  # the condition stays, so its coming or going tells the log nothing of this one
+            logger.warning("sink %s: %s", name, problem or "works again", extra=systemd.fields(code="sink-failed"))
+        if self._sink_problems:
+            text = "; ".join(f"sink {each}: {why}" for each, why in self._sink_problems.items())
+            self._conditions.hold("sink-failed", Severity.ERROR, text)
+        else:
+            self._conditions.clear("sink-failed")
 
     async def _save_templates(self) -> None:
         while True:
@@ -496,6 +499,7 @@ class Agent:
             link={"state": link.status.state.value, "address": link.status.address} if link else _NO_LINK,
             status=current_status(self._state, self._serving.statuses(), self._conditions, self._clock),
             counters=self._figures.counters(),
+            sinks=self._sinks.report(),
             download_bytes_per_s=self._figures.downloads.bytes_per_s if self._figures.downloads else 0.0,
         )
         return json.dumps(report).encode()
@@ -521,8 +525,8 @@ class Agent:
     def _ailment(self, scoring_s: float) -> str | None:
         if self._collector is not None and self._collector.is_broken:
             return "the thread that takes flows has ended"
-        if self._sink is not None and self._sink.is_broken:
-            return "the thread that writes verdicts has ended"
+        if (sink := self._sinks.broken) is not None:
+            return f"the thread that writes verdicts has ended ({sink})"
         if scoring_s > _STUCK_S:
             return f"one batch of flows has been scored for {scoring_s:.0f} s, limit {_STUCK_S:.0f}"
         return None
@@ -543,8 +547,7 @@ class Agent:
         loop.add_signal_handler(signal.SIGHUP, self._reopen)
 
     def _reopen(self) -> None:
-        if self._sink is not None:
-            self._sink.reopen()
+        self._sinks.reopen()
 
     def _trouble(self, exc: AdvisedError) -> None:
         self._conditions.hold(exc.code, Severity.ERROR, f"{exc.what}: {exc.why}; {exc.remedy}")

@@ -85,6 +85,12 @@ OPTIONS: tuple[Option, ...] = (
         "verdict lines that may wait for the disk; beyond it new ones are dropped and counted",
     ),
     Option(
+        "sink.json.max_size",
+        kinds.size(most=2**50),
+        1024 * MIB,
+        "greatest size of the file; beyond it verdicts are counted as lost until it is rotated; 0 is none",
+    ),
+    Option(
         "sink.json.evidence_per_s",
         kinds.integer(least=0, most=100_000),
         50,
@@ -155,6 +161,7 @@ class JsonSinkSettings:
     path: Path | None
     emit_all: bool
     queue_bytes: int
+    max_bytes: int | None
     evidence_per_s: int
 
 
@@ -238,6 +245,7 @@ def settings_from(value: Mapping[str, Any]) -> Settings:
             path=Path(sink_path) if sink_path else None,
             emit_all=value["sink.json.emit"] == "all",
             queue_bytes=value["sink.json.queue"],
+            max_bytes=value["sink.json.max_size"] or None,
             evidence_per_s=value["sink.json.evidence_per_s"],
         ),
         metrics_listen=_address(value["metrics.listen"]),

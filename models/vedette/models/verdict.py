@@ -58,8 +58,8 @@ def verdict_lines(
     exporters: Sequence[str],
     evidence: Mapping[int, Sequence[Evidence]],
     now_ms: int,
-) -> bytes:
-    """Return one JSON line a flow.
+) -> list[bytes]:
+    """Return one JSON line a flow, each with its newline.
 
     Args:
         flows: Biflows, oriented from client to server, shape (rows,).
@@ -74,15 +74,15 @@ def verdict_lines(
     stamp = time_text(now_ms)
     rows = zip(flows.tolist(), verdicts, scores.tolist(), flagged.tolist(), exporters, strict=True)
     names = flows.dtype.names or ()
-    lines = [
-        json.dumps(
+    return [
+        b"%s\n"
+        % json.dumps(
             _line(dict(zip(names, flow, strict=True)), stamp, by.host, exporter)
             | {"vedette": _verdict(by, verdict, score, is_flagged, evidence.get(place))},
             separators=(",", ":"),
-        )
+        ).encode()
         for place, (flow, verdict, score, is_flagged, exporter) in enumerate(rows)
     ]
-    return "".join(f"{line}\n" for line in lines).encode()
 
 
 def _line(flow: dict[str, Any], stamp: str, host: str, exporter: str) -> dict[str, Any]:

@@ -8,12 +8,12 @@ import resource
 import signal
 import socket
 import stat
-import threading
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.support.verdicts import verdicts
 from vedette.agent.adapters.files import replace_file
 from vedette.agent.adapters.http import AddressInUse, HttpServer, Page
 from vedette.agent.adapters.json_sink import JsonSink
@@ -24,19 +24,16 @@ from vedette.agent.domain.metrics import Family, Sample, histogram, render, sing
 class Sink:
     """A sink with its problems noted."""
 
-    def __init__(self, path: Path, queue_bytes: int = 10**6) -> None:
+    def __init__(self, path: Path, max_bytes: int | None = None) -> None:
         self.problems: list[str | None] = []
-        self.told = threading.Event()
-        self.sink = JsonSink(path, queue_bytes, self._problem)
+        self.sink = JsonSink(
+            path, max_bytes=max_bytes, emits_all=True, queue_bytes=10**6, on_problem=self.problems.append
+        )
         self.sink.start()
-
-    def _problem(self, text: str | None) -> None:
-        self.problems.append(text)
-        self.told.set()
 
     def write(self, *lines: str) -> None:
         for line in lines:
-            self.sink.write(line.encode() + b"\n", 1)
+            self.sink.write(verdicts(line))
         assert self.sink.flush(10.0)
 
 
@@ -56,7 +53,7 @@ def test_lines_arrive_in_order_in_a_file_of_mode_0640(sink: Sink, path: Path) ->
     sink.write("one", "two", "three")
     assert path.read_text() == "one\ntwo\nthree\n"
     assert stat.S_IMODE(path.stat().st_mode) == 0o640
-    assert sink.sink.counters.lines == 3
+    assert sink.sink.counters.written == 3
 
 
 def test_a_rotated_file_is_left_and_a_new_one_begun(sink: Sink, path: Path) -> None:
@@ -97,7 +94,7 @@ def test_a_full_disk_is_told_once_counted_and_leaves_whole_lines(sink: Sink, pat
         resource.setrlimit(resource.RLIMIT_FSIZE, (20, before[1]))  # a write beyond 20 bytes fails as on a full disk
         sink.write("x" * 30, "y" * 30)
         assert path.read_text() == "first\n"
-        assert sink.sink.counters.lost_disk == 2
+        assert sink.sink.counters.lost["disk"] == 2
         assert len([problem for problem in sink.problems if problem]) == 1
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
@@ -120,10 +117,24 @@ def test_a_folder_that_cannot_be_made_is_told_and_the_sink_recovers(tmp_path: Pa
 
 
 def test_a_full_queue_drops_and_counts_without_waiting(tmp_path: Path) -> None:
-    made = JsonSink(tmp_path / "v", 100, lambda _: None)  # not started: nothing empties the queue
-    for _ in range(5):
-        made.write(b"x" * 39 + b"\n", 1)
-    assert made.counters.lost_queue == 3
+    made = JsonSink(tmp_path / "v", max_bytes=None, emits_all=True, queue_bytes=100, on_problem=lambda _: None)
+    for _ in range(5):  # it was not started: nothing empties the queue
+        made.write(verdicts("x" * 39))
+    assert made.counters.lost["queue"] == 3
+
+
+def test_a_file_at_its_greatest_size_is_left_as_it_is_until_it_is_rotated(path: Path) -> None:
+    sink = Sink(path, max_bytes=12)
+    sink.write("first", "second", "3")
+    assert path.read_text() == "first\n3\n"
+    assert dict(sink.sink.counters.lost) == {"queue": 0, "disk": 0, "size": 1}
+    sink.write("second")
+    path.rename(path.with_suffix(".1"))
+    sink.write("after")
+    sink.sink.close(10.0)
+    assert path.read_text() == "after\n"
+    assert "sink.json.max_size" in str(sink.problems[0])
+    assert sink.problems[-1] is None
 
 
 async def _get(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, request: bytes) -> bytes:

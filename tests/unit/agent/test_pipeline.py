@@ -19,6 +19,7 @@ from tests.support.tiny_models import Shelf
 from vedette.agent.adapters import pipeline as pipeline_module
 from vedette.agent.adapters.pipeline import FlowPipeline
 from vedette.agent.adapters.serving import Answer
+from vedette.agent.adapters.sinks import Verdicts
 from vedette.agent.domain.allowance import Allowance
 from vedette.agent.domain.errors import WorkerCrashed
 from vedette.agent.domain.pressure import Level
@@ -77,9 +78,9 @@ class Lines:
         self.text = b""
         self.count = 0
 
-    def write(self, lines: bytes, count: int) -> None:
-        self.text += lines
-        self.count += count
+    def write(self, verdicts: Verdicts) -> None:
+        self.text += b"".join(verdicts.lines)
+        self.count += len(verdicts)
 
     @property
     def verdicts(self) -> list[dict[str, Any]]:

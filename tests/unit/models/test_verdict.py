@@ -19,7 +19,7 @@ def flow(**fields: object) -> np.ndarray:
 
 def line(flows: np.ndarray, **changes: object) -> dict:
     known = {"exporters": ["10.7.0.1"], "evidence": {}, "now_ms": 1_795_433_861_120, "by": BY}
-    made = verdict_lines(flows, ["brute"], np.array([0.9812345678]), np.array([True]), **(known | changes))
+    (made,) = verdict_lines(flows, ["brute"], np.array([0.9812345678]), np.array([True]), **(known | changes))
     assert made.endswith(b"\n")
     return json.loads(made)
 

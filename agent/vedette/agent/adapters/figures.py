@@ -6,13 +6,13 @@ from collections.abc import Iterator
 
 from vedette.agent.adapters.artifacts import Downloads
 from vedette.agent.adapters.collector import Collector
-from vedette.agent.adapters.json_sink import JsonSink
 from vedette.agent.adapters.link import Link, LinkState
 from vedette.agent.adapters.pipeline import FlowPipeline
 from vedette.agent.adapters.process_figures import families_process
 from vedette.agent.adapters.pressure import PressureWatch
 from vedette.agent.adapters.reconciler import Reconciler
 from vedette.agent.adapters.serving import Serving
+from vedette.agent.adapters.sinks import Fanout, families_sinks
 from vedette.agent.adapters.spool import Spool
 from vedette.agent.adapters.telemetry import Reporter
 from vedette.agent.adapters.usage import UsageMeter
@@ -31,7 +31,7 @@ class Figures:
         serving: Serving,
         pipeline: FlowPipeline,
         collector: Collector | None,
-        sink: JsonSink | None,
+        sinks: Fanout,
         spool: Spool,
         conditions: Conditions,
         usage: UsageMeter,
@@ -40,7 +40,7 @@ class Figures:
         self._serving = serving
         self._pipeline = pipeline
         self._collector = collector
-        self._sink = sink
+        self._sinks = sinks
         self._spool = spool
         self._conditions = conditions
         self._usage = usage
@@ -86,16 +86,13 @@ class Figures:
                 "datagrams": collected.datagrams,
                 "datagrams_dropped": collected.dropped_queue + collected.dropped_kernel,
             }
-        if self._sink is not None:
-            written = self._sink.counters
-            found |= {"verdicts_written": written.lines, "verdicts_lost": written.lost_queue + written.lost_disk}
-        return found
+        return found | self._sinks.counters()
 
     def families(self) -> Iterator[Family]:
         """Return everything for ``/metrics``."""
         yield Family("vedette_agent_build_info", "gauge", "Version.", (Sample(1, {"version": __version__}),))
         for name, value in self.counters().items():
-            if name not in ("datagrams_dropped", "datagrams_malformed", "verdicts_lost"):
+            if name not in ("datagrams_dropped", "datagrams_malformed", "verdicts_lost", "verdicts_written"):
                 yield single(f"vedette_agent_{name}_total", "counter", COUNTERS[name], value)
         yield from self._collected()
         yield from self._served()
@@ -115,10 +112,7 @@ class Figures:
             yield Family("vedette_agent_datagrams_dropped_total", "counter", "Datagrams lost.", dropped)
             granted = self._collector.buffer_bytes
             yield single("vedette_agent_receive_buffer_bytes", "gauge", "Socket buffer the kernel granted.", granted)
-        if self._sink is not None:
-            lost = {"queue": self._sink.counters.lost_queue, "disk": self._sink.counters.lost_disk}
-            samples = [Sample(count, {"where": place}) for place, count in lost.items()]
-            yield Family("vedette_agent_verdicts_lost_total", "counter", "Verdict lines not written.", samples)
+        yield from families_sinks(self._sinks)
 
     def _served(self) -> Iterator[Family]:
         actives = self._serving.actives
@@ -203,6 +197,5 @@ COUNTERS = {
     "verdicts_without_evidence": "Flagged flows that were not explained.",
     "telemetry_batches_dropped": "Telemetry given up before it was sent.",
     "datagrams": "Datagrams received.",
-    "verdicts_written": "Verdict lines written.",
 }
 """What is said of each counter that is told by its plain name."""

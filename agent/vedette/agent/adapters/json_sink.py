@@ -1,157 +1,78 @@
 """Verdicts to a file, one JSON object a line.
 
-Rules: ``write`` only queues and never waits for the disk; a thread of its own writes. The queue is bounded in bytes:
-what does not fit is counted, never waited for. Lines are whole: what a full disk cut is taken back, and a file that a
-power cut left without its last newline gets one first. The disk may be full or the folder gone: the sink says so once,
-counts what it loses and goes on by itself when there is room again. A file that was renamed or deleted under it gets no
-further line: before each write the sink looks whether its file still has its name, so no signal has to come in time.
+Rules: lines are whole: what a full disk cut is taken back, and a file that a power cut left without its last newline
+gets one first. The disk may be full or the folder gone: the sink says so once, counts what it loses and goes on by
+itself when there is room again. A file that was renamed or deleted under it gets no further line: before each write
+the sink looks whether its file still has its name, so no signal has to come in time. A file at its greatest size is
+left as it is, and the sink says so and counts what it loses, until somebody rotates it: to rename it here would put one
+of logrotate's own files out of the way, and no line that is kept is deleted for a newer one.
 """
 
 from __future__ import annotations
 
-import logging
 import os
-import threading
-from collections import deque
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
-logger = logging.getLogger(__name__)
+from vedette.agent.adapters.sinks import OnProblem, QueuedSink, Verdicts
+from vedette.models.toml_settings import format_size
 
 _FILE_MODE, _FOLDER_MODE = 0o640, 0o750
-_WRITE_BYTES = 1024 * 1024
 
 
-@dataclass(slots=True)
-class SinkCounters:
-    """What a sink did since it was made."""
-
-    lines: int = 0
-    bytes: int = 0
-    lost_queue: int = 0  # lines that found the queue full
-    lost_disk: int = 0  # lines the disk did not take
-
-
-class JsonSink:
+class JsonSink(QueuedSink):
     """A file of JSON lines.
 
     Args:
         path: The file; made with mode 0640, its folder too when absent.
+        max_bytes: Its greatest size; None is none.
+        emits_all: Whether verdicts that are not flagged are written too.
         queue_bytes: The most that may wait.
         on_problem: Called from the writing thread with what is wrong when that begins, and with None when it ends.
     """
 
-    def __init__(self, path: Path, queue_bytes: int, on_problem: Callable[[str | None], None]) -> None:
+    name = "json"
+    lost_at = ("disk", "size")
+
+    def __init__(
+        self, path: Path, *, max_bytes: int | None, emits_all: bool, queue_bytes: int, on_problem: OnProblem
+    ) -> None:
+        super().__init__(emits_all=emits_all, queue_bytes=queue_bytes, on_problem=on_problem)
         self._path = path
-        self._queue_bytes = queue_bytes
-        self._on_problem = on_problem
-        self._waiting: deque[tuple[bytes, int]] = deque()
-        self._bytes = 0
-        self._is_writing = False
-        self._must_reopen = False
-        self._must_end = False
-        self._changed = threading.Condition()
+        self._max_bytes = max_bytes
         self._file: int | None = None
-        self._problem: str | None = None
-        self.counters = SinkCounters()
-        self._thread = threading.Thread(target=self._run, name="json-sink", daemon=True)
 
-    def start(self) -> None:
-        """Start the writing thread."""
-        self._thread.start()
-
-    def write(self, lines: bytes, count: int) -> None:
-        """Queue whole lines.
-
-        Args:
-            lines: Ending with a newline.
-            count: How many they are.
-        """
-        with self._changed:
-            if self._bytes + len(lines) > self._queue_bytes:
-                self.counters.lost_queue += count
-                return
-            self._waiting.append((lines, count))
-            self._bytes += len(lines)
-            self._changed.notify_all()
-
-    def reopen(self) -> None:
-        """Close the file and open the one that now has its name, for a log rotation."""
-        with self._changed:
-            self._must_reopen = True
-            self._changed.notify_all()
-
-    def flush(self, timeout_s: float) -> bool:
-        """Wait until all that was queued is written or lost; return whether it is."""
-        with self._changed:
-            return self._changed.wait_for(lambda: not self._waiting and not self._is_writing, timeout_s)
-
-    @property
-    def is_broken(self) -> bool:
-        """Whether the thread was started and ended unasked."""
-        return self._thread.ident is not None and not self._thread.is_alive()
-
-    def close(self, timeout_s: float) -> None:
-        """Write what waits, as long as that takes no longer than ``timeout_s``, and end the thread."""
-        self.flush(timeout_s)
-        with self._changed:
-            self._must_end = True
-            self._changed.notify_all()
-        self._thread.join(timeout_s)
-
-    def _run(self) -> None:
-        while True:
-            with self._changed:
-                self._is_writing = False
-                self._changed.notify_all()
-                self._changed.wait_for(lambda: self._waiting or self._must_reopen or self._must_end)
-                must_reopen, self._must_reopen = self._must_reopen, False
-                lines, count = self._taken()
-                self._is_writing = True
-                must_end = self._must_end
-            if must_reopen or must_end:
-                self._close_file()
-            if lines:
-                self._put(lines, count)
-            elif must_end:
-                return
-
-    def _taken(self) -> tuple[bytes, int]:
-        parts, count, size = [], 0, 0
-        while self._waiting and size < _WRITE_BYTES:
-            lines, lines_count = self._waiting.popleft()
-            parts.append(lines)
-            count += lines_count
-            size += len(lines)
-        self._bytes -= size
-        return b"".join(parts), count
-
-    def _put(self, lines: bytes, count: int) -> None:
+    def _deliver(self, verdicts: Verdicts) -> None:
+        lines = b"".join(verdicts.lines)
         try:
-            if self._file is not None and not _has_name(self._file, self._path):
-                self._close_file()
-            if self._file is None:
-                self._file = _open(self._path)
-            _append_whole(self._file, lines)
+            file = self._opened()
+            if self._max_bytes is not None and os.fstat(file).st_size + len(lines) > self._max_bytes:
+                self._lose("size", len(verdicts), f"is at its limit of {format_size(self._max_bytes)}")
+                return
+            _append_whole(file, lines)
         except OSError as exc:
-            self.counters.lost_disk += count
-            self._close_file()
-            self._say(f"{self._path} cannot be written: {exc.strerror}; {self.counters.lost_disk} verdicts lost so far")
+            self._lose("disk", len(verdicts), f"cannot be written: {exc.strerror}")
+            self._let_go()
             return
-        self.counters.lines += count
+        self.counters.written += len(verdicts)
         self.counters.bytes += len(lines)
         self._say(None)
 
-    def _close_file(self) -> None:
+    def _lose(self, where: str, count: int, why: str) -> None:
+        self.counters.lost[where] += count
+        remedy = "; rotate it, or raise sink.json.max_size" if where == "size" else ""
+        self._say(f"{self._path} {why}; {self.counters.lost[where]} verdicts lost so far{remedy}")
+
+    def _opened(self) -> int:
+        if self._file is not None and not _has_name(self._file, self._path):
+            self._let_go()
+        if self._file is None:
+            self._file = _open(self._path)
+        return self._file
+
+    def _let_go(self) -> None:
         if self._file is not None:
             os.close(self._file)
             self._file = None
-
-    def _say(self, problem: str | None) -> None:
-        if (problem is None) != (self._problem is None):
-            self._on_problem(problem)
-        self._problem = problem
 
 
 def _open(path: Path) -> int:

@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vedette.agent.adapters.serving import Answer
+from vedette.agent.adapters.sinks import Verdicts
 from vedette.agent.domain.allowance import Allowance
 from vedette.agent.domain.clock import Clock
 from vedette.agent.domain.errors import InferenceError
@@ -83,10 +84,10 @@ class Scorer(Protocol):
 
 
 class VerdictSink(Protocol):
-    """Where verdict lines go; never waits."""
+    """Where verdicts go; never waits."""
 
-    def write(self, lines: bytes, count: int) -> None:
-        """Take whole lines."""
+    def write(self, verdicts: Verdicts) -> None:
+        """Take what one build said of some flows."""
         ...
 
 
@@ -344,17 +345,20 @@ class FlowPipeline:
         evidence = await self._evidence(slot, scored)
         places = {int(place): number for number, place in enumerate(told)}
         flows = chosen(scored.batch.flows, told)
+        labels = [scored.release.labels[index] for index in scored.classes[told].tolist()]
+        exporters = [self._exporter(index) for index in flows["exporter"].tolist()]
+        scores, flagged = scored.scores[told], scored.flagged[told]
         lines = verdict_lines(
             flows,
-            [scored.release.labels[index] for index in scored.classes[told].tolist()],
-            scored.scores[told],
-            scored.flagged[told],
+            labels,
+            scores,
+            flagged,
             by=ScoredBy(self._host, scored.build.model, scored.build.version, scored.build.build),
-            exporters=[self._exporter(index) for index in flows["exporter"].tolist()],
+            exporters=exporters,
             evidence={places[place]: items for place, items in evidence.items()},
             now_ms=int(self._clock.now().timestamp() * 1000),
         )
-        self._sink.write(lines, len(told))
+        self._sink.write(Verdicts(lines, flows, labels, scores, flagged, exporters))
 
     async def _evidence(self, slot: str, scored: _Scored) -> dict[int, Sequence[Evidence]]:
         """Return what drove the flagged rows, by row: as many as the allowance has, through the same build."""

@@ -23,6 +23,7 @@ def status_report(
     link: Mapping[str, Any],
     status: Status,
     counters: Mapping[str, int | float],
+    sinks: Sequence[Mapping[str, Any]] = (),
     download_bytes_per_s: float = 0.0,
 ) -> Report:
     """Return the report that ``status --output json`` prints."""
@@ -41,6 +42,7 @@ def status_report(
         "slots": {slot.slot: _plain(asdict(slot)) for slot in status.slots},
         "conditions": [_plain(asdict(condition)) for condition in status.conditions],
         "counters": dict(counters),
+        "sinks": [dict(sink) for sink in sinks],
         "download_bytes_per_s": round(download_bytes_per_s),
     }
 
@@ -53,7 +55,8 @@ def status_text(report: Report) -> str:
         lines.append(
             "This is what is stored on disk. Start it: systemctl start vedette-agent (or by hand: vedette-agent run)"
         )
-    lines += [_link_line(report["link"]), *_flow_lines(report["counters"]), "", models_text(report).rstrip()]
+    lines += [_link_line(report["link"]), *_flow_lines(report["counters"]), *_sink_lines(report.get("sinks", ()))]
+    lines += ["", models_text(report).rstrip()]
     if report["conditions"]:
         lines += ["", *(_condition_line(condition) for condition in report["conditions"])]
     return "\n".join(lines) + "\n"
@@ -121,6 +124,17 @@ def _flow_lines(counters: Mapping[str, int | float]) -> Sequence[str]:
     if shed := counters.get("flows_shed", 0):
         parts.append(f"{shed:,} not scored under pressure ({shed / counters['flows']:.1%})")
     return (f"flows     {counters['flows']:,} {' · '.join(parts)}",)
+
+
+def _sink_lines(sinks: Sequence[Mapping[str, Any]]) -> Sequence[str]:
+    parts = [_sink_part(sink) for sink in sinks]
+    return (f"sinks     {' · '.join(parts)}",) if parts else ()
+
+
+def _sink_part(sink: Mapping[str, Any]) -> str:
+    lost = sum(sink["lost"].values())
+    told = f", {lost:,} lost" if lost else ""
+    return f"{sink['sink']}{' FAILED' if sink['problem'] else ''} {sink['written']:,} written{told}"
 
 
 def _condition_line(condition: Mapping[str, Any]) -> str:

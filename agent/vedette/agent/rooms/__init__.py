@@ -1,0 +1,1 @@
+"""Wiring of single rooms of the agent: part of ``app``, a file for each room."""

@@ -1,0 +1,32 @@
+"""Which sinks an appliance has, by its settings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+
+from vedette.agent.adapters.json_sink import JsonSink
+from vedette.agent.adapters.sinks import Fanout, QueuedSink
+from vedette.agent.settings import Settings
+
+
+def build_sinks(settings: Settings, on_problem: Callable[[str, str | None], None]) -> Fanout:
+    """Return all sinks that are on.
+
+    Args:
+        settings: The agent's.
+        on_problem: Called from a sink's thread with its name and with what is wrong, or None when that is over.
+    """
+    return Fanout(tuple(_sinks(settings, on_problem)))
+
+
+def _sinks(settings: Settings, on_problem: Callable[[str, str | None], None]) -> Iterator[QueuedSink]:
+    json = settings.sink
+    if json.path is not None:
+        yield JsonSink(
+            json.path,
+            max_bytes=json.max_bytes,
+            emits_all=json.emit_all,
+            queue_bytes=json.queue_bytes,
+            on_problem=partial(on_problem, JsonSink.name),
+        )
