@@ -242,3 +242,45 @@ def test_sampled_counters_are_scaled() -> None:
     flows = joined(feed(FlowExtractor(), [record(sampling=100, packets=5, bytes=500)]))
     assert flows.features[0, _column("packets")] == 500
     assert flows.flows["packets"][0] == 5
+
+
+def test_a_connection_reported_in_parts_counts_its_bytes_once_and_no_part_as_failed() -> None:
+    # An active time-out of 60 s: SYN in the first part only, counters since the part before (RFC 7011 section 5.1.1).
+    parts = []
+    for number, (flags, answered) in enumerate(((0x1A, 0x1A), (0x18, 0x18), (0x10, 0x10), (0x11, 0x11))):
+        at = T0_MS + 60_000 * number
+        half = record(flags=flags, bytes=1000, packets=10, start_ms=at, end_ms=at + 59_000, export_ms=at + 60_000)
+        parts += [half, answer(half, flags=answered, bytes=4000, packets=8)]
+
+    made = joined(feed(FlowExtractor(), parts))
+
+    assert len(made) == 4
+    assert made.features[:, _column("failed")].tolist() == [0, 0, 0, 0]
+    assert made.features[:, _column("user_failed_60s")].tolist() == [0, 0, 0, 0]
+    assert made.flows["bytes"].sum() == 4000
+    seen = sum(1000 * float(np.exp(-number)) for number in range(4))
+    np.testing.assert_allclose(made.features[-1, _column("pair_bytes_60s")], seen, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("flags", "answered", "packets_back", "failed"),
+    [
+        (0x02, 0x14, 1, 1),  # refused
+        (0x02, 0x12, 1, 0),
+        (0x02, 0x00, 0, 1),  # no answer
+        (0x10, 0x04, 1, 1),  # a scan by ACK, refused
+        (0x18, 0x18, 5, 0),  # the middle of a connection, or a sampled one
+        (0x18, 0x14, 5, 1),  # which the server aborts
+        (0x18, 0x00, 0, 1),
+        (0x00, 0x00, 5, 0),  # an exporter that sends no flags
+        (0x00, 0x00, 0, 1),
+        (0x00, 0x14, 1, 1),  # a null scan, refused
+    ],
+)
+def test_tcp_has_failed_when_it_was_never_made_as_far_as_flags_tell(
+    flags: int, answered: int, packets_back: int, failed: int
+) -> None:
+    half = record(flags=flags)
+    halves = [half, answer(half, flags=answered, packets=packets_back, bytes=40 * packets_back)]
+    made = joined(feed(FlowExtractor(), halves))
+    assert made.features[:, _column("failed")].tolist() == [failed]

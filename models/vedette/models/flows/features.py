@@ -179,7 +179,7 @@ def _record_features(flows: FlowRecords) -> tuple[Floats, Floats]:
     flags, reverse_flags = flows["flags"], flows["reverse_flags"]
     tcp, errors = proto == TCP, icmp_errors(flows)
     unanswered = flows["reverse_packets"] == 0
-    failed = np.where(tcp, reverse_flags & SYN == 0, unanswered) | errors
+    failed = np.where(tcp & ~_is_open(flags, reverse_flags), reverse_flags & SYN == 0, unanswered) | errors
     made = np.empty((count, len(_RECORD)))
     for column, values in enumerate(
         (
@@ -198,6 +198,17 @@ def _record_features(flows: FlowRecords) -> tuple[Floats, Floats]:
     for column, values in enumerate((np.ones(count), failed, sent, received, lasted_ms)):
         amounts[:, column] = values
     return made, amounts
+
+
+def _is_open(flags: npt.NDArray[np.uint8], reverse_flags: npt.NDArray[np.uint8]) -> npt.NDArray[np.bool_]:
+    """Tell which TCP flows show a connection that was made before, or nothing of how it was made.
+
+    After its active time-out an exporter reports a connection in parts, and all but the first show no SYN; a sampled
+    one may have missed it. Some exporters (FortiOS) send no flags at all, and no packet of TCP is without one.
+    """
+    goes_on: npt.NDArray[np.bool_] = (flags & (SYN | RST) == 0) & (reverse_flags & (SYN | RST | ACK) == ACK)
+    unsaid: npt.NDArray[np.bool_] = (flags | reverse_flags) == 0
+    return np.logical_or(goes_on, unsaid, out=goes_on)
 
 
 def _durations_ms(flows: FlowRecords) -> Floats:
