@@ -349,7 +349,7 @@ def test_variable_length_fields_are_passed_over_wherever_they_stand() -> None:
     assert (flows["dst_lo"] & 0xFF).tolist() == [2, 4, 6]
 
 
-def test_v9_knows_no_variable_length_and_no_enterprise_bit() -> None:
+def test_v9_knows_no_enterprise_bit() -> None:
     got = one(((0x8001, 4), (2, 4)), 9, 5, version=9)
 
     assert (got["bytes"], got["packets"]) == (0, 5)

@@ -160,14 +160,6 @@ CASES: list[tuple[str, bytes, Reason, int, int, int]] = [
     ),
     ("v9 template of no fields", v9(template_set(9, template(300)), GOOD), Reason.TEMPLATE_EMPTY, 1, 0, 1),
     (
-        "v9 template of a variable-length field",
-        v9(template_set(9, template(300, (8, 4), (82, 65535))), GOOD),
-        Reason.TEMPLATE_BYTES,
-        1,
-        65539,
-        16_384,
-    ),
-    (
         "v9 option lengths that are no fields",
         v9(options_set(9, b"\x01\x2c\x00\x03\x00\x04" + bytes(8)), GOOD),
         Reason.TEMPLATE_SCOPE,

@@ -9,13 +9,16 @@ Rules:
       column keeps its low bits, which for the two-byte TCP control bits is what is wanted.
     - Times are the exporter's, never re-based. Of several forms in a template the absolute and finer one is taken.
     - A time beyond the year 9999 is held there, so that no arithmetic on records can overflow.
+    - A record's sampling rate is what it states itself, else that of the sampler it names, else its exporter's.
 
-Source: RFC 3954 (NetFlow v9), RFC 7011 (IPFIX), RFC 5103 (biflows), IANA registry "IPFIX Information Elements".
+Source: RFC 3954 (NetFlow v9), RFC 7011 (IPFIX), RFC 5103 (biflows), RFC 5477 (sampling), IANA registry "IPFIX
+    Information Elements", CERT's element numbers for YAF.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -32,6 +35,12 @@ VARIABLE_LENGTH = 65535
 
 REVERSE_ENTERPRISE = 29305
 """Elements of this enterprise speak of the other direction of a biflow (RFC 5103 section 6.1)."""
+
+CERT_ENTERPRISE = 6871
+"""Elements of YAF; a number with 16384 added speaks of the other direction."""
+
+NTOP_ENTERPRISE = 35_632
+"""ntop's own elements, of nProbe; none is read."""
 
 MAX_TIME_MS = 253_402_300_799_999
 """9999-12-31T23:59:59.999Z."""
@@ -53,16 +62,25 @@ _FLOW_ELEMENTS = (
     (152, "start_ms"), (153, "end_ms"), (154, "start_ntp"), (155, "end_ntp"), (156, "start_ntp"), (157, "end_ntp"),
     (158, "start_ago_us"), (159, "end_ago_us"), (150, "start_s"), (151, "end_s"),
     (22, "start_uptime"), (21, "end_uptime"),
-    (160, "boot_ms"), (34, "interval"), (50, "interval"), (305, "taken"), (306, "left"), (309, "taken"), (310, "of"),
+    (160, "boot_ms"), (48, "sampler"), (302, "sampler"), (34, "interval"), (50, "interval"),
+    (305, "taken"), (306, "left"), (307, "taken"), (308, "left"), (309, "taken"), (310, "of"), (311, "probability"),
 )  # fmt: skip
 _REVERSE_ELEMENTS = (
     (2, "reverse_packets"), (86, "reverse_packets"), (1, "reverse_bytes"), (85, "reverse_bytes"), (6, "reverse_flags"),
 )  # fmt: skip
-_OPTION_ROLES = frozenset({"boot_ms", "interval", "taken", "left", "of"})
+# YAF tells the first packet's TCP flags apart from those of all others.
+_CERT_ELEMENTS = (
+    (14, "first_flags"), (15, "flags"), (16_398, "reverse_first_flags"), (16_399, "reverse_flags"),
+)  # fmt: skip
+_OPTION_ROLES = frozenset({"boot_ms", "sampler", "interval", "taken", "left", "of", "probability"})
 
 _ROLES: dict[tuple[int, int], tuple[str, int]] = {
     (enterprise, element): (role, rank)
-    for enterprise, table in ((0, _FLOW_ELEMENTS), (REVERSE_ENTERPRISE, _REVERSE_ELEMENTS))
+    for enterprise, table in (
+        (0, _FLOW_ELEMENTS),
+        (REVERSE_ENTERPRISE, _REVERSE_ELEMENTS),
+        (CERT_ENTERPRISE, _CERT_ELEMENTS),
+    )
     for rank, (element, role) in enumerate(table)
 }
 _ADDRESS_BYTES = {"src4": 4, "dst4": 4, "src6": 16, "dst6": 16}
@@ -70,6 +88,11 @@ _NTP_BYTES = 8
 _NTP_UNIX_S = 2_208_988_800  # 1900-01-01 to 1970-01-01 (RFC 5905 figure 4)
 _INTEGER_TYPES: dict[int, Any] = {1: ">u1", 2: ">u2", 4: ">u4", 8: ">u8"}
 _MAX_INTEGER_BYTES = 8
+_FLOAT_BYTES = (4, 8)  # "float64 ... reduced to ... float32" (RFC 7011 section 6.2)
+# The first fields of every flow template of FortiOS (captured from 5.2.1 and 5.4.2; Fortinet, NetFlow templates).
+_FORTIOS = [(1, 8), (23, 8), (2, 4), (24, 4)]
+_DIRECTION = 61
+_NTOP_V9_ELEMENTS = range(57_472, 58_500)  # ntop's own, without an enterprise number (nProbe User's Guide, templates)
 # Columns that take the element as it comes.
 _PLAIN = (
     "src_port", "dst_port", "proto", "tos", "flags", "reverse_flags", "end_reason",
@@ -108,6 +131,7 @@ class Chunk:
     uptime_ms: int  # of the exporter at export_ms, or UPTIME_UNKNOWN
     exporter: int
     sampling: int
+    samplers: Mapping[int, int]  # rate by the id of a sampler, as known when the records came; never changed
 
 
 class Layout:
@@ -126,9 +150,9 @@ class Layout:
         self.bytes = sum(self.runs)
         self.is_variable = len(self.runs) > 1
         self.min_bytes = self.bytes + len(self.runs) - 1
-        roles = _places(fields, options)
-        if not options and version == 9:
-            _outgoing(fields, roles)
+        roles = _places(_without_half_pairs(fields), options)
+        if not options:
+            _outgoing(fields, version, roles)
         self._dtype = _dtype(roles, self.bytes)
         self._roles = frozenset(roles)
         self._plain = tuple(role for role in _PLAIN if role in roles)
@@ -136,6 +160,7 @@ class Layout:
         self._reverse = bool({"reverse_packets", "reverse_bytes"} & self._roles)
         self._start, self._end = (_time_form(roles, which) for which in ("start", "end"))
         self.needs_uptime = "uptime" in (self._start, self._end) and "boot_ms" not in roles
+        self.names_sampler = "sampler" in roles
         self.is_flow = bool({"src4", "src6"} & self._roles and {"dst4", "dst6"} & self._roles)
 
     def compact(self, body: bytes) -> tuple[bytes, int, bool]:
@@ -172,6 +197,7 @@ class Layout:
         out = np.zeros(len(rows), FLOW_RECORD)
         for role in self._plain:
             out[role] = _integers(rows[role])
+        self._flags_and_counters(rows, out)
         self._addresses(rows, out)
         self._ports_and_icmp(rows, out)
         out["bidirectional"] = self._reverse
@@ -180,6 +206,8 @@ class Layout:
         out["export_ms"] = export_ms
         self._times(rows, out, export_ms, _spread([chunk.uptime_ms for chunk in chunks], counts))
         sampling = _spread([chunk.sampling for chunk in chunks], counts)
+        if self.names_sampler:
+            self._by_sampler(rows, chunks, sampling)
         out["sampling"] = self._own_sampling(rows, sampling)
         return out
 
@@ -191,12 +219,38 @@ class Layout:
 
     def sampling(self, body: bytes) -> int:
         """Return "one of so many packets" that the last of some option records gives, or 0 when it gives none."""
-        if not self._roles & {"interval", "of", "left"}:
-            return 0
         return int(self._own_sampling(self._last(body), np.zeros(1, np.int64))[0])
+
+    def samplers(self, body: bytes, most: int) -> dict[int, int]:
+        """Return the rates that some option records give to ids of samplers; of the last records, at most so many."""
+        if not self.names_sampler:
+            return {}
+        rows = np.frombuffer(body, self._dtype)[-most:]
+        rates = self._own_sampling(rows, np.zeros(len(rows), np.int64))
+        ids = _integers(rows["sampler"]).tolist()
+        return {sampler: rate for sampler, rate in zip(ids, rates.tolist(), strict=True) if rate}
 
     def _last(self, body: bytes) -> Column:
         return np.frombuffer(body, self._dtype, count=1, offset=len(body) - self.bytes)
+
+    def _flags_and_counters(self, rows: Column, out: FlowRecords) -> None:
+        for first in self._roles & {"first_flags", "reverse_first_flags"}:
+            out[first.replace("first_", "")] |= _integers(rows[first]).astype(np.uint8)
+        for name in ("packets", "bytes"):
+            if f"egress_{name}" in self._roles:
+                counted, egress = out[name], _integers(rows[f"egress_{name}"])
+                out[name] = np.where(counted == 0, egress, counted)
+
+    def _by_sampler(self, rows: Column, chunks: Sequence[Chunk], sampling: Int64s) -> None:
+        """Put the rates of the samplers that records name into ``sampling``; the rate of an unknown one stays."""
+        ids, end = _integers(rows["sampler"]), 0
+        for _, run in itertools.groupby(chunks, key=lambda chunk: id(chunk.samplers)):
+            same = list(run)
+            begin, end = end, end + sum(chunk.count for chunk in same)
+            # An exporter that has samplers and names none means that it took every packet.
+            rates = {0: 1, **same[0].samplers} if same[0].samplers else {}
+            for sampler in set(ids[begin:end].tolist()) & rates.keys():
+                sampling[begin:end][ids[begin:end] == sampler] = rates[sampler]
 
     def _addresses(self, rows: Column, out: FlowRecords) -> None:
         for end in ("src", "dst"):
@@ -242,9 +296,12 @@ class Layout:
             rate = _bounded(rows["interval"])
         elif {"taken", "left"} <= self._roles or {"taken", "of"} <= self._roles:
             taken = np.maximum(_bounded(rows["taken"]), 1)
-            # 305/306: so many packets taken, then so many left out; 309/310: so many taken out of so many (RFC 5477)
+            # 305/306: so many packets taken, then so many left out; 307/308 the same in microseconds; 309/310: so many
+            # taken out of so many (RFC 5477)
             whole = taken + _bounded(rows["left"]) if "left" in self._roles else _bounded(rows["of"])
-            rate = whole // taken
+            rate = (whole + taken // 2) // taken
+        elif "probability" in self._roles:
+            rate = _one_of(rows["probability"])
         else:
             return otherwise
         return np.where(rate > 0, np.minimum(rate, 0xFFFF_FFFF), otherwise)
@@ -265,6 +322,10 @@ def check_fields(fields: Iterable[Field], *, options: bool) -> None:
     for field in fields:
         role, _ = _role(field, options)
         if not role or field.length in (0, VARIABLE_LENGTH):
+            continue
+        if role == "probability":
+            if field.length not in _FLOAT_BYTES:
+                raise LayoutError(f"length of element {field.element}", field.length, _MAX_INTEGER_BYTES)
             continue
         exact = _ADDRESS_BYTES.get(role, _NTP_BYTES if role.endswith("_ntp") else 0)
         if field.length != exact if exact else field.length > _MAX_INTEGER_BYTES:
@@ -296,20 +357,49 @@ def _places(fields: Iterable[Field], options: bool) -> dict[str, tuple[int, int]
     return {role: (at, length) for role, (_, at, length) in best.items()}
 
 
-def _outgoing(fields: Sequence[Field], roles: dict[str, tuple[int, int]]) -> None:
-    """Read 23 and 24 of NetFlow v9 as the other direction where 1 and 2 count this one.
+def _without_half_pairs(fields: Sequence[Field]) -> list[Field]:
+    """Return the fields, those that count the responder without counting the initiator made unknown ones.
 
-    That is how exporters of bidirectional v9 records use OUT_BYTES and OUT_PKTS. In IPFIX the same numbers are counters
-    *after* a middlebox (postOctetDeltaCount), the same direction again, and are only read when there are no others.
+    Huawei's NetStream sends another thing of two bytes under 232, captured; it would make a biflow of every record.
     """
-    elements = {field.element for field in fields}
-    for incoming, outgoing, role in ((2, 24, "reverse_packets"), (1, 23, "reverse_bytes")):
-        if {incoming, outgoing} <= elements:
-            offset = 0
-            for field in fields:
-                if field.element == outgoing and field.length:
-                    roles.setdefault(role, (offset, field.length))
-                offset += field.length
+    elements = {field.element for field in fields if not field.enterprise}
+    unpaired = {other for other, one in ((232, 231), (299, 298)) if one not in elements}
+    return [Field(0, field.length) if not field.enterprise and field.element in unpaired else field for field in fields]
+
+
+def _outgoing(fields: Sequence[Field], version: int, roles: dict[str, tuple[int, int]]) -> None:
+    """Add what 23 and 24 count where 1 and 2 count as well."""
+    elements = {field.element for field in fields if not field.enterprise}
+    meaning = _meaning_of_outgoing(fields, version)
+    for incoming, outgoing, counter in ((2, 24, "packets"), (1, 23, "bytes")):
+        if not meaning or not {incoming, outgoing} <= elements:
+            continue
+        offset = 0
+        for field in fields:
+            if field.length == VARIABLE_LENGTH:
+                continue
+            if (field.element, field.enterprise) == (outgoing, 0) and field.length:
+                roles.setdefault(f"{meaning}_{counter}", (offset, field.length))
+            offset += field.length
+
+
+def _meaning_of_outgoing(fields: Sequence[Field], version: int) -> str:
+    """Return "reverse", "egress" or nothing for elements 23 and 24 beside 1 and 2.
+
+    - nProbe counts the other direction there, in both versions; ntop's own elements tell it.
+    - IPFIX means "after a middlebox" (postOctetDeltaCount): the same packets once more.
+    - So does FortiOS in v9: it sends a record for each direction, and what it forwarded beside what it received.
+    - Where v9 records tell a direction (element 61), they count a flow seen on its way out.
+    - Else it is the other direction: what exporters of bidirectional v9 records use OUT_BYTES and OUT_PKTS for.
+    """
+    is_ntop = any(
+        field.enterprise == NTOP_ENTERPRISE or (version == 9 and field.element in _NTOP_V9_ELEMENTS) for field in fields
+    )
+    if is_ntop:
+        return "reverse"
+    if version != 9 or [(field.element, field.length) for field in fields[:4]] == _FORTIOS:
+        return ""
+    return "egress" if any(field.element == _DIRECTION for field in fields) else "reverse"
 
 
 def _dtype(roles: dict[str, tuple[int, int]], size: int) -> np.dtype[Any]:
@@ -350,6 +440,14 @@ def _from_ntp(column: Column) -> Int64s:
     seconds = np.where(seconds < _NTP_UNIX_S, seconds + (1 << 32), seconds) - _NTP_UNIX_S
     fraction_ms = ((stamp & np.uint64(0xFFFF_FFFF)) * np.uint64(1000)) >> np.uint64(32)
     return seconds * 1000 + fraction_ms.astype(np.int64)
+
+
+def _one_of(probabilities: Column) -> Int64s:
+    """Return "one of so many packets" for big-endian floats; 0, which says nothing, where they are no probability."""
+    whole = np.ascontiguousarray(probabilities)
+    values = whole.view(f">f{whole.dtype.itemsize}").astype(np.float64)
+    sane = (values > 0.0) & (values <= 1.0)
+    return np.where(sane, np.minimum(np.rint(1.0 / np.where(sane, values, 1.0)), 0xFFFF_FFFF), 0).astype(np.int64)
 
 
 def _time_form(roles: Iterable[str], which: str) -> str:

@@ -13,7 +13,8 @@ Rules:
     - The last definition of a template counts; one that is refused takes the earlier one away, because data that
       follows is no longer laid out that way.
     - A sequence gap is suspected loss, not proof: softflowd counts otherwise than the standards say.
-    - An exporter has one sampling rate: that of its last option record, unless records state their own.
+    - An exporter's sampling rate is that of its last option record. Records that name a sampler have the rate that
+      option records gave it, records that state their own have that; a new rate holds for what comes after it.
 
 Times: v5 and v9 count from the header's time less its uptime; IPFIX fields 21/22 from the boot time that the exporter
 sends in element 160, or, until it does, such that the last packet is as old as the datagram (counted).
@@ -110,6 +111,7 @@ class ExporterStatus:
     clock_ahead_ms: int  # export time of the last datagram less the receiver's clock
     boot_ms: int  # 0: not said
     sampling: int
+    samplers: Mapping[int, int]  # rate by the id of a sampler
     templates: int
 
 
@@ -120,6 +122,7 @@ class _Shared:
     index: int
     boot_ms: int = 0  # as last said at any port
     sampling: int = 1
+    samplers: Mapping[int, int] = field(default_factory=dict)  # replaced, never changed: chunks hold it
     states: list[_State] = field(default_factory=list)
 
 
@@ -135,6 +138,7 @@ class _State:
     clock_ahead_ms: int = 0
     boot_ms: int = 0  # 0: not said
     sampling: int = 0  # 0: not said
+    samplers: Mapping[int, int] = field(default_factory=dict)  # as in _Shared
     next_sequence: int | None = None
     has_defined: bool = False  # a template set came
     templates: dict[int, Template] = field(default_factory=dict)  # the longest not refreshed first
@@ -151,6 +155,7 @@ class _State:
             self.clock_ahead_ms,
             self.boot_ms or self.shared.boot_ms,
             self.sampling or self.shared.sampling,
+            self.samplers or self.shared.samplers,
             len(self.templates),
         )
 
@@ -174,7 +179,8 @@ class _Batch:
         state, export_ms, uptime_ms = source
         shared = state.shared
         sampling = state.sampling or shared.sampling
-        chunk = Chunk(body, count, self.total, export_ms, uptime_ms, shared.index, sampling)
+        samplers = state.samplers or shared.samplers
+        chunk = Chunk(body, count, self.total, export_ms, uptime_ms, shared.index, sampling, samplers)
         self._chunks.setdefault(layout, []).append(chunk)
         self.total += count
         state.records += count
@@ -248,6 +254,7 @@ class FlowDecoder:
                 "source_port": state.source_port,
                 "boot_ms": state.boot_ms,
                 "sampling": state.sampling,
+                "samplers": list(state.samplers.items()),
                 "templates": [[t.is_options, t.definition.hex()] for t in state.templates.values()],
             }
             for state in self._states.values()
@@ -280,6 +287,9 @@ class FlowDecoder:
             raise NetflowError(Reason.SAVED_TEMPLATES, f"version with domain {domain}", version, 10)
         state = self._state(Exporter(str(one["address"]), version, domain), int(one["source_port"]))
         self._learn(state, min(max(int(one["boot_ms"]), 0), MAX_TIME_MS), min(max(int(one["sampling"]), 0), _UINT32))
+        # Files of earlier versions have none.
+        named = {int(sampler): min(max(int(rate), 0), _UINT32) for sampler, rate in one.get("samplers", ())}
+        self._learn_samplers(state, {sampler: rate for sampler, rate in named.items() if rate})
         for is_options, definition in one["templates"]:
             self._define(state, bytes.fromhex(definition), is_options=bool(is_options))
 
@@ -434,6 +444,7 @@ class FlowDecoder:
     def _take_options(self, layout: Layout, body: bytes, count: int, state: _State) -> None:
         self.counters.option_records += count
         self._learn(state, layout.boot_ms(body), layout.sampling(body))
+        self._learn_samplers(state, layout.samplers(body, self._limits.samplers_per_state))
 
     def _learn(self, state: _State, boot_ms: int, sampling: int) -> None:
         """Take what an exporter says of itself; 0 says nothing."""
@@ -441,6 +452,14 @@ class FlowDecoder:
             state.boot_ms = state.shared.boot_ms = boot_ms
         if sampling:
             state.sampling = state.shared.sampling = sampling
+
+    def _learn_samplers(self, state: _State, said: Mapping[int, int]) -> None:
+        """Take the rates of samplers; the last named stay when there are too many."""
+        if not said or said.items() <= state.samplers.items():
+            return
+        kept = [(sampler, rate) for sampler, rate in state.samplers.items() if sampler not in said]
+        known = dict([*kept, *said.items()][-self._limits.samplers_per_state :])
+        state.samplers = state.shared.samplers = known
 
     def _define(self, state: _State, body: bytes, *, is_options: bool) -> None:
         """Take a template set: what it defines, redefines, repeats or withdraws."""

@@ -75,6 +75,7 @@ class Limits:
     template_fields: int = 256
     record_bytes: int = 16_384
     sets_per_datagram: int = 256
+    samplers_per_state: int = 64  # rates by the id of a sampler; the longest not repeated goes first
     saved_bytes: int = 64 << 20
 
 
@@ -145,7 +146,7 @@ def read_templates(
             return
         definition = body[offset : offset + said.bytes]
         offset += said.bytes
-        fault = _fault(said, version, limits, options=is_options)
+        fault = _fault(said, limits, options=is_options)
         yield template_id, fault or Template(definition, version, is_options)
 
 
@@ -204,10 +205,11 @@ def _read_fields(body: bytes, offset: int, count: int, version: int) -> tuple[in
     return offset, tuple(fields)
 
 
-def _fault(said: _Specification, version: int, limits: Limits, *, options: bool) -> NetflowError | None:
+def _fault(said: _Specification, limits: Limits, *, options: bool) -> NetflowError | None:
     """Return why records of a definition cannot be read, or None when they can."""
-    # A field of variable length has one byte at least, which says its length.
-    size = sum(1 if version == 10 and field.length == VARIABLE_LENGTH else field.length for field in said.fields)
+    # A field of variable length has one byte at least, which says its length. The standard of v9 knows none, H3C's
+    # NetStream sends them; of their own length they would not fit a datagram.
+    size = sum(1 if field.length == VARIABLE_LENGTH else field.length for field in said.fields)
     if size == 0:
         return NetflowError(Reason.TEMPLATE_EMPTY, "bytes of a template's records", 0, 1)
     if size > limits.record_bytes:
