@@ -55,7 +55,8 @@ class FakeToken:
 class FakeController:
     """One controller with one CA. Start it with ``async with``."""
 
-    def __init__(self, authority: Authority | None = None) -> None:
+    def __init__(self, authority: Authority | None = None, host: str = "127.0.0.1") -> None:
+        self._host = host  # as in an address: IPv6 in brackets
         self.authority = authority or Authority()
         self.shown_ca = self.authority.pem
         self.release_key, self.assignment_key = SigningKey.generate(), SigningKey.generate()
@@ -97,9 +98,9 @@ class FakeController:
         server = self._server = grpc.aio.server(options=(("grpc.so_reuseport", 0),))
         key, certificate = self.authority.server()
         mutual = grpc.ssl_server_credentials([(key, certificate)], self.authority.pem, require_client_auth=True)
-        self.port = server.add_secure_port(f"127.0.0.1:{port}", mutual)
+        self.port = server.add_secure_port(f"{self._host}:{port}", mutual)
         one_way = grpc.ssl_server_credentials([(key, certificate)])
-        self.enrol_port = server.add_secure_port(f"127.0.0.1:{enrol_port}", one_way)
+        self.enrol_port = server.add_secure_port(f"{self._host}:{enrol_port}", one_way)
         enrolment_pb2_grpc.add_EnrolmentServicer_to_server(_Enrolment(self), server)
         fleet_pb2_grpc.add_FleetServicer_to_server(_Fleet(self), server)
         artifacts_pb2_grpc.add_ArtifactsServicer_to_server(_Artifacts(self), server)
@@ -113,12 +114,12 @@ class FakeController:
 
     @property
     def address(self) -> str:
-        return f"127.0.0.1:{self.port}"
+        return f"{self._host}:{self.port}"
 
     def token(self, token_id: str = "t1", *, uses: int = 1, refuse: str = "") -> EnrolmentToken:
         """Make a token that this controller takes."""
         self.tokens[token_id] = FakeToken(f"secret-of-{token_id}", uses, refuse=refuse)
-        enrol_address = f"127.0.0.1:{self.enrol_port}"
+        enrol_address = f"{self._host}:{self.enrol_port}"
         return EnrolmentToken(
             (self.address,), enrol_address, self.authority.digest, token_id, self.tokens[token_id].secret
         )

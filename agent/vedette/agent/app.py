@@ -441,7 +441,7 @@ class Agent:
         def backoff() -> Backoff:
             return Backoff(cap_s=cap_s)
 
-        link = Link(identity, self._conditions, self._clock, backoff())
+        link = Link(identity, self._conditions, self._clock, backoff(), ways=self._settings.link.ways)
         downloads = Downloads(link, self._serving.blobs, self._clock, backoff)
         reporter = Reporter(link, self._spool, self._clock, backoff())
         reconciler = Reconciler(

@@ -208,7 +208,8 @@ def _spend(token: str, name: str | None, settings: Settings) -> int:
 
     wished = name or settings.name
     facts = host_facts(runtime_versions())
-    identity = enrol(read_token(token), IdentityStore(settings.enrolment_dir), name=wished, facts=facts)
+    store = IdentityStore(settings.enrolment_dir)
+    identity = enrol(read_token(token), store, name=wished, facts=facts, ways=settings.link.ways)
     sys.stderr.write(f"Enrolled as {identity.name} with the controller at {', '.join(identity.addresses)}.\n")
     if identity.name != wished:
         sys.stderr.write(f"The controller knows this appliance by that name, not as {wished}.\n")

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vedette.agent.domain.proxy import STRAIGHT, Ways, parse_direct, parse_proxy
 from vedette.models import toml_settings as kinds
 from vedette.models.toml_settings import Option, load_settings, parse_address
 
@@ -19,6 +20,11 @@ DEFAULT_FILE = Path("/etc/vedette/agent.toml")
 PACKAGED_STATE_DIR = Path("/var/lib/vedette-agent")
 RUN_DIR = Path("/run/vedette-agent")
 MIB = 2**20
+
+
+def _parse_no_proxy(raw: Any) -> tuple[str, ...]:
+    return parse_direct(kinds.texts().parse(raw))
+
 
 OPTIONS: tuple[Option, ...] = (
     Option("state_dir", kinds.path(), PACKAGED_STATE_DIR, "where identity, models and the spool are kept"),
@@ -34,6 +40,18 @@ OPTIONS: tuple[Option, ...] = (
         kinds.number(least=1, most=86_400),
         900.0,
         "longest wait between two tries to reach the controller, seconds; each wait is drawn from zero to its cap",
+    ),
+    Option(
+        "link.proxy",
+        kinds.Kind('"http://[USER:PASSWORD@]HOST:PORT", "" is none', parse_proxy),
+        None,
+        "HTTP proxy on the way to the controller (CONNECT), for enrolment too; no environment variable is read",
+    ),
+    Option(
+        "link.no_proxy",
+        kinds.Kind("list of names, addresses, networks", _parse_no_proxy),
+        (),
+        "controllers that are reached without link.proxy: names with all below them, addresses, networks (10.0.0.0/8)",
     ),
     Option(
         "source.netflow.listen",
@@ -142,6 +160,7 @@ class LinkSettings:
 
     controller: tuple[str, ...]
     retry_cap_s: float
+    ways: Ways = STRAIGHT
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,7 +253,9 @@ def settings_from(value: Mapping[str, Any]) -> Settings:
     return Settings(
         state_dir=value["state_dir"],
         name=value["name"] or socket.gethostname(),
-        link=LinkSettings(value["controller"], value["link.retry_cap_s"]),
+        link=LinkSettings(
+            value["controller"], value["link.retry_cap_s"], Ways(value["link.proxy"], value["link.no_proxy"])
+        ),
         netflow=NetflowSettings(
             listen=_address(value["source.netflow.listen"]),
             receive_buffer_bytes=value["source.netflow.receive_buffer"],

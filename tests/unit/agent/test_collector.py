@@ -96,6 +96,16 @@ def test_ipv4_exporters_have_their_ipv4_address_on_an_ipv6_socket() -> None:
         assert bench.collector.take(1)[0].source == "127.0.0.1"
 
 
+def test_one_socket_takes_both_families() -> None:
+    with running(Bench(host="::")) as bench:
+        bench.send([b"4"])
+        bench.until_received(1)
+        with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as exporter:
+            exporter.sendto(b"6", ("::1", bench.collector.port))
+        bench.until_received(2)
+        assert [datagram.source for datagram in bench.collector.take(2)] == ["127.0.0.1", "::1"]
+
+
 def test_a_taken_address_is_a_typed_error_that_names_it() -> None:
     with running(Bench()) as bench:
         other = Collector(("127.0.0.1", bench.collector.port), 4096, 10_000, lambda: None)

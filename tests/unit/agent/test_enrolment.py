@@ -195,3 +195,11 @@ async def test_an_enrolment_cut_before_its_record_is_finished_with_the_same_key(
     assert store.load() is None
     assert (await _enrol(token, store)).key == first.key
     assert "PRIVATE" not in json.dumps((tmp_path / "enrolment/enrolment.json").read_text())
+
+
+async def test_a_token_with_ipv6_addresses_is_spent_over_ipv6(store: IdentityStore) -> None:
+    async with FakeController(host="[::1]") as controller:
+        token = EnrolmentToken.decode(controller.token().encode())
+        assert token.enrol_address == f"[::1]:{controller.enrol_port}"
+        made = await _enrol(token, store)
+    assert made.addresses == (f"[::1]:{controller.port}",)

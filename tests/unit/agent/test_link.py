@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -14,10 +16,11 @@ from tests.support.clock import NOON, FakeClock
 from tests.support.fake_controller import AGENT_ID, FakeController
 from tests.support.pki import Authority
 from vedette.agent.adapters.identity import Identity, certificate_request
-from vedette.agent.adapters.link import Link, LinkState
+from vedette.agent.adapters.link import STEADY_S, Link, LinkState
 from vedette.agent.domain.backoff import Backoff
 from vedette.agent.domain.conditions import Conditions
 from vedette.agent.domain.errors import StateError
+from vedette.agent.domain.proxy import STRAIGHT, Ways
 from vedette.wire import values
 from vedette.wire.values import Facts, GenerationResult, Outcome, Status, Welcome
 
@@ -66,12 +69,14 @@ def identity_for(controller: FakeController, key: bytes) -> Identity:
 class Bench:
     """A link between a desk and a fake controller, on a clock that moves on command."""
 
-    def __init__(self, identity: Identity, welcome_timeout_s: float = 5.0) -> None:
+    def __init__(self, identity: Identity, welcome_timeout_s: float = 5.0, ways: Ways = STRAIGHT) -> None:
         self.clock = FakeClock()
         self.desk = Desk()
         self.conditions = Conditions(self.clock)
         self.backoff = Backoff(base_s=1.0, cap_s=60.0, uniform=lambda low, high: high)
-        self.link = Link(identity, self.conditions, self.clock, self.backoff, welcome_timeout_s=welcome_timeout_s)
+        self.link = Link(
+            identity, self.conditions, self.clock, self.backoff, ways=ways, welcome_timeout_s=welcome_timeout_s
+        )
 
     @property
     def codes(self) -> list[str]:
@@ -260,3 +265,77 @@ async def test_a_server_that_takes_the_connection_and_says_nothing_is_left(
         async with running(Bench(identity, welcome_timeout_s=0.2)) as bench:
             await bench.until_waits(1)
             assert bench.codes == ["controller-unreachable"]
+
+
+async def test_the_first_address_is_used_again_after_a_session_with_the_second(
+    controller: FakeController, agent_key: bytes
+) -> None:
+    async with FakeController(controller.authority) as second:
+        identity = identity_for(controller, agent_key).reached_at((controller.address, second.address, "127.0.0.1:1"))
+        await controller.stop()
+        async with running(Bench(identity)) as bench:
+            await bench.until_waits(1)
+            await bench.clock.advance(1.0)
+            await second.until(lambda c: c.hellos)
+            await bench.link.bulk()
+            await bench.clock.advance(STEADY_S)
+            await controller.start(port=controller.port)
+            second.drop_streams()
+            await bench.until_waits(2)
+            await bench.clock.advance(1.0)
+            await controller.until(lambda c: c.hellos)
+            assert len(second.hellos) == 1
+
+
+async def test_a_session_that_never_lasts_gives_the_next_address_its_turn(
+    controller: FakeController, agent_key: bytes
+) -> None:
+    async with FakeController(controller.authority) as second:
+        identity = identity_for(controller, agent_key).reached_at((controller.address, second.address))
+        async with running(Bench(identity)) as bench:
+            await controller.until(lambda c: c.hellos)
+            await bench.link.bulk()
+            controller.drop_streams()
+            await bench.until_waits(1)
+            await bench.clock.advance(1.0)
+            await second.until(lambda c: c.hellos)
+
+
+async def test_a_controller_is_reached_by_an_ipv6_address(agent_key: bytes) -> None:
+    async with FakeController(host="[::1]") as controller:
+        assert controller.address.startswith("[::1]:")
+        async with running(Bench(identity_for(controller, agent_key))) as bench:
+            await bench.link.bulk()
+            assert bench.link.status.address == controller.address
+
+
+async def test_a_captive_portal_is_named_whether_it_speaks_tls_or_not(
+    controller: FakeController, agent_key: bytes, tmp_path: Path
+) -> None:
+    async def portal(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(100)
+        writer.write(b"HTTP/1.1 302 Found\r\nLocation: http://portal/\r\n\r\n")
+        writer.close()
+
+    key, certificate = Authority().server("login.portal.example")
+    (tmp_path / "portal.pem").write_bytes(key + certificate)
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(tmp_path / "portal.pem")
+    for tls in (None, context):
+        server = await asyncio.start_server(portal, "127.0.0.1", 0, ssl=tls)
+        port = server.sockets[0].getsockname()[1]
+        identity = identity_for(controller, agent_key).reached_at((f"127.0.0.1:{port}",))
+        async with server, running(Bench(identity)) as bench:
+            await bench.until_waits(1)
+            (condition,) = bench.conditions.current()
+            assert (condition.code, "captive portal" in condition.text) == ("controller-certificate-wrong", True)
+
+
+async def test_a_name_that_cannot_be_resolved_says_so(controller: FakeController, agent_key: bytes) -> None:
+    identity = identity_for(controller, agent_key).reached_at(("ctl.invalid:7443",))
+    async with running(Bench(identity)) as bench:
+        await bench.until_waits(1)
+        (condition,) = bench.conditions.current()
+        assert condition.code == "controller-unreachable"
+        assert "name ctl.invalid cannot be resolved" in condition.text
+        assert "getent ahosts ctl.invalid" in condition.text

@@ -14,6 +14,7 @@ import logging
 import ssl
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TypeVar
 
 import grpc
@@ -28,9 +29,12 @@ from vedette.agent.adapters.channels import (
     ControllerUnreachable,
     call_error,
     credentials,
+    way,
 )
 from vedette.agent.adapters.identity import Identity, IdentityStore, certificate_request
+from vedette.agent.adapters.tunnel import open_tunnel
 from vedette.agent.domain.advice import EXIT_REFUSED, EXIT_USAGE, AdvisedError
+from vedette.agent.domain.proxy import STRAIGHT, Proxy, Ways
 from vedette.models.toml_settings import WrongValue, parse_address
 from vedette.wire import values
 from vedette.wire.convert import ENROL_REQUEST, ENROL_RESPONSE, HELLO_RESPONSE
@@ -118,8 +122,23 @@ def read_token(text: str) -> EnrolmentToken:
     return token
 
 
+@dataclass(frozen=True, slots=True)
+class _Port:
+    """The enrolment port that a token names, the way there, and how long each call may take."""
+
+    token: EnrolmentToken
+    proxy: Proxy | None
+    timeout_s: float
+
+
 def enrol(
-    token: EnrolmentToken, store: IdentityStore, *, name: str, facts: values.Facts, timeout_s: float = 15.0
+    token: EnrolmentToken,
+    store: IdentityStore,
+    *,
+    name: str,
+    facts: values.Facts,
+    ways: Ways = STRAIGHT,
+    timeout_s: float = 15.0,
 ) -> Identity:
     """Spend a token on an identity and store it.
 
@@ -128,19 +147,22 @@ def enrol(
         store: Where the identity goes; a key that is already there is used.
         name: Wished for; the identity carries the one that was given.
         facts: What this appliance is, so that it can be selected before it ever connects.
+        ways: Which proxy leads to the controller, if any.
         timeout_s: Of each of the calls.
 
     Raises:
         AlreadyEnrolled: The store holds an identity of another controller.
         WrongController: Whoever answers is not who the token names.
         ControllerUnreachable: Nobody answers.
+        ProxyUnreachable, ProxyRefused: The proxy does not, or does not let through.
         EnrolmentRefused: The controller refused; its subclasses say why.
         AnswerInvalid: The answer breaks the protocol.
         IdentityDamaged: The key on disk cannot be used.
         DiskFull: The identity could not be stored; enrolling again finishes it.
     """
     _check_not_elsewhere(store.load(), token)
-    ca = _find_controller(token, timeout_s)
+    port = _Port(token, ways.proxy_to(token.enrol_address), timeout_s)
+    ca = _find_controller(port)
     key = store.key()
     request = values.EnrolRequest(
         token_id=token.token_id,
@@ -149,7 +171,7 @@ def enrol(
         name=name,
         facts=facts,
     )
-    answer = _ask_identity(token, ca, request, timeout_s)
+    answer = _ask_identity(port, ca, request)
     identity = _identity(token, ca, key, answer)
     store.commit(identity)
     logger.info("enrolled as %s (%s) with controller %s", identity.name, identity.agent_id, identity.controller_id)
@@ -165,10 +187,11 @@ def _check_not_elsewhere(known: Identity | None, token: EnrolmentToken) -> None:
         )
 
 
-def _find_controller(token: EnrolmentToken, timeout_s: float) -> bytes:
+def _find_controller(port: _Port) -> bytes:
     """Return the CA certificate, PEM, once it is proven to be the one that the token pins."""
-    leaf_pem = _leaf(token.enrol_address, timeout_s).encode()
-    hello = _hello(token, leaf_pem, timeout_s)
+    token = port.token
+    leaf_pem = _leaf(port).encode()
+    hello = _hello(port, leaf_pem)
     try:
         ca, leaf = x509.load_pem_x509_certificate(hello.ca_certificate), x509.load_pem_x509_certificate(leaf_pem)
         found = hashlib.sha256(ca.public_bytes(_DER)).hexdigest()
@@ -185,9 +208,11 @@ def _find_controller(token: EnrolmentToken, timeout_s: float) -> bytes:
 _DER = serialization.Encoding.DER
 
 
-def _leaf(address: str, timeout_s: float) -> str:
+def _leaf(port: _Port) -> str:
+    address = port.token.enrol_address
     try:
-        return ssl.get_server_certificate(parse_address(address), timeout=timeout_s)
+        with open_tunnel(address, port.proxy, port.timeout_s) as raw, _unverified().wrap_socket(raw) as shown:
+            return ssl.DER_cert_to_PEM_cert(shown.getpeercert(binary_form=True) or b"")
     except ssl.SSLError as exc:
         raise WrongController(
             f"{address} is not the controller that made this token",
@@ -195,28 +220,35 @@ def _leaf(address: str, timeout_s: float) -> str:
             "look for a captive portal or a proxy between here and the controller",
         ) from exc
     except OSError as exc:
-        raise ControllerUnreachable(
-            f"no answer from the controller at {address}",
-            str(exc),
-            "check the name, the route and the firewall (TCP), then run the same command again: the token is not spent",
-        ) from exc
+        raise ControllerUnreachable(f"no answer from the controller at {address}", str(exc), _NOT_SPENT) from exc
+    except ControllerUnreachable as exc:
+        raise ControllerUnreachable(exc.what, exc.why, _NOT_SPENT) from exc
 
 
-def _hello(token: EnrolmentToken, leaf: bytes, timeout_s: float) -> values.HelloResponse:
+_NOT_SPENT = "check the name, the route and the firewall (TCP), then run the same command again: the token is not spent"
+
+
+def _unverified() -> ssl.SSLContext:
+    """Return a context that believes anybody: whose certificate it was is found out before anything secret is said."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    return context
+
+
+def _hello(port: _Port, leaf: bytes) -> values.HelloResponse:
     try:
-        with _stub(token, leaf) as stub:
-            reply = _called(lambda: stub.Hello(enrolment_pb2.HelloRequest(), timeout=timeout_s), token)
+        with _stub(port, leaf) as stub:
+            reply = _called(lambda: stub.Hello(enrolment_pb2.HelloRequest(), timeout=port.timeout_s), port)
     except ControllerCertificateWrong as exc:
-        raise _wrong_controller(token, exc.why) from exc
-    return _read(lambda: HELLO_RESPONSE.from_wire(reply), token)
+        raise _wrong_controller(port.token, exc.why) from exc
+    return _read(lambda: HELLO_RESPONSE.from_wire(reply), port.token)
 
 
-def _ask_identity(
-    token: EnrolmentToken, ca: bytes, request: values.EnrolRequest, timeout_s: float
-) -> values.EnrolResponse:
-    with _stub(token, ca) as stub:
-        reply = _called(lambda: stub.Enrol(ENROL_REQUEST.to_wire(request), timeout=timeout_s), token)
-    return _read(lambda: ENROL_RESPONSE.from_wire(reply), token)
+def _ask_identity(port: _Port, ca: bytes, request: values.EnrolRequest) -> values.EnrolResponse:
+    with _stub(port, ca) as stub:
+        reply = _called(lambda: stub.Enrol(ENROL_REQUEST.to_wire(request), timeout=port.timeout_s), port)
+    return _read(lambda: ENROL_RESPONSE.from_wire(reply), port.token)
 
 
 def _identity(token: EnrolmentToken, ca: bytes, key: bytes, answer: values.EnrolResponse) -> Identity:
@@ -242,16 +274,17 @@ def _identity(token: EnrolmentToken, ca: bytes, key: bytes, answer: values.Enrol
 
 
 @contextmanager
-def _stub(token: EnrolmentToken, root: bytes) -> Iterator[enrolment_pb2_grpc.EnrolmentStub]:
-    with grpc.secure_channel(token.enrol_address, credentials(root), options=OPTIONS) as channel:
+def _stub(port: _Port, root: bytes) -> Iterator[enrolment_pb2_grpc.EnrolmentStub]:
+    target, asked = way(port.token.enrol_address, port.proxy)
+    with grpc.secure_channel(target, credentials(root), options=(*OPTIONS, *asked)) as channel:
         yield enrolment_pb2_grpc.EnrolmentStub(channel)
 
 
-def _called(call: Callable[[], R], token: EnrolmentToken) -> R:
+def _called(call: Callable[[], R], port: _Port) -> R:
     try:
         return call()
     except grpc.RpcError as exc:
-        error = call_error(exc, token.enrol_address)
+        error = call_error(exc, port.token.enrol_address, port.proxy)
         if isinstance(error, ControllerRefused):
             kind = _REFUSALS.get(error.reason, EnrolmentRefused)
             raise kind(error.what, error.why, error.remedy, error.reason) from exc

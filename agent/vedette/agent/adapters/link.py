@@ -15,12 +15,18 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
-from itertools import cycle
 from typing import Any, Protocol
 
 import grpc
 
-from vedette.agent.adapters.channels import BULK_OPTIONS, OPTIONS, ControllerUnreachable, call_error, credentials
+from vedette.agent.adapters.channels import (
+    BULK_OPTIONS,
+    OPTIONS,
+    ControllerUnreachable,
+    call_error,
+    credentials,
+    way,
+)
 from vedette.agent.adapters.identity import Identity
 from vedette.agent.adapters.waiting import either
 from vedette.agent.domain.advice import AdvisedError
@@ -28,6 +34,7 @@ from vedette.agent.domain.backoff import Backoff
 from vedette.agent.domain.clock import Clock
 from vedette.agent.domain.conditions import Conditions
 from vedette.agent.domain.errors import AgentError
+from vedette.agent.domain.proxy import STRAIGHT, Ways
 from vedette.wire import values
 from vedette.wire.convert import AgentWord, agent_word_to_wire, controller_word_from_wire
 from vedette.wire.errors import WireError
@@ -43,6 +50,8 @@ _STATUS_GAP_S = 0.25  # between two statuses, so that a burst of events is one m
 _LEAST_INTERVAL_S, _MOST_INTERVAL_S = 1.0, 3600.0
 _CONDITIONS = (
     "controller-unreachable",
+    "proxy-unreachable",
+    "proxy-refused",
     "controller-certificate-wrong",
     "controller-refused",
     "message-too-large",
@@ -110,12 +119,14 @@ class Link:
         clock: Clock,
         backoff: Backoff,
         *,
+        ways: Ways = STRAIGHT,
         welcome_timeout_s: float = WELCOME_TIMEOUT_S,
     ) -> None:
         self._identity = identity
         self._conditions = conditions
         self._clock = clock
         self._backoff = backoff
+        self._ways = ways
         self._welcome_timeout_s = welcome_timeout_s
         self._has_news = asyncio.Event()
         self._results: deque[values.GenerationResult] = deque(maxlen=64)
@@ -148,8 +159,14 @@ class Link:
         return self._bulk
 
     async def run(self, desk: FleetDesk) -> None:
-        """Hold a session for ever: connect, talk, and after a failure wait and go on with the next address."""
-        for address in cycle(self._identity.addresses):
+        """Hold a session for ever: connect, talk, and after a failure wait and go on with the next address.
+
+        After a steady session the list is begun anew: the first address is preferred whenever there is a choice.
+        """
+        turn = 0
+        while True:
+            address = self._identity.addresses[turn % len(self._identity.addresses)]
+            turn += 1
             self._up_since = None
             try:
                 await self._session(address, desk)
@@ -160,6 +177,7 @@ class Link:
                 self._failed(SelfUnknown("the agent cannot say how it stands", str(exc), remedy))
             if self._up_since is not None and self._clock.monotonic() - self._up_since >= STEADY_S:
                 self._backoff.succeeded()
+                turn = 0
             wait_s = self._backoff.failed()
             self._stand(LinkState.WAITING, address)
             logger.debug("next try to reach the controller in %.1f s", wait_s)
@@ -180,7 +198,7 @@ class Link:
                 self._up(address, bulk)
                 await either(self._listen(call, desk), self._speak(call, desk, interval_s))
             except grpc.RpcError as exc:
-                raise call_error(exc, address) from exc
+                raise call_error(exc, address, self._ways.proxy_to(address)) from exc
             except asyncio.InvalidStateError as exc:  # a write after the server ended the call
                 raise await _ending(call, address) from exc
             except WireError as exc:
@@ -239,7 +257,8 @@ class Link:
     async def _channel(self, address: str, options: Sequence[tuple[str, str | int]]) -> AsyncIterator[grpc.aio.Channel]:
         known = self._identity
         trusted = credentials(known.ca, known.key, known.certificate)
-        async with grpc.aio.secure_channel(address, trusted, options=options) as channel:
+        target, asked = way(address, self._ways.proxy_to(address))
+        async with grpc.aio.secure_channel(target, trusted, options=(*options, *asked)) as channel:
             yield channel
 
     def _failed(self, exc: AdvisedError) -> None:
