@@ -9,10 +9,10 @@ if [ "${1:-}" = --check ]; then
 fi
 PATH="$PWD/.venv/bin:$PATH" .venv/bin/python -m grpc_tools.protoc -I proto \
     --python_out="$out" --mypy_out=quiet:"$out" --grpc_python_out="$out" --mypy_grpc_out=quiet:"$out" \
-    proto/vedette/wire/v1/*.proto
+    proto/vedette/wire/v1/*.proto proto/vedette/wire/oip/*.proto
 if [ "$out" != proto ]; then
-    for made in "$out"/vedette/wire/v1/*; do
-        cmp -s "$made" "proto/vedette/wire/v1/$(basename "$made")" || {
+    for made in "$out"/vedette/wire/*/*; do
+        cmp -s "$made" "proto/${made#"$out"/}" || {
             echo "$(basename "$made") is not what its .proto gives: run make protos and commit the result" >&2
             exit 1
         }

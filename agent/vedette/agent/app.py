@@ -36,6 +36,7 @@ from vedette.agent.adapters.files import make_folder
 from vedette.agent.adapters.http import AddressInUse, HttpServer, Page
 from vedette.agent.adapters.identity import Identity, IdentityDamaged, IdentityStore
 from vedette.agent.adapters.link import Link
+from vedette.agent.adapters.oip import InferenceServer
 from vedette.agent.adapters.pipeline import FlowPipeline
 from vedette.agent.adapters.pressure import Budgets, PressureWatch, StrainGauge
 from vedette.agent.adapters.reconciler import Reconciler, current_status
@@ -173,6 +174,7 @@ class Agent:
         self._serving = Serving(
             self._state, settings.state_dir / "blobs", ServingSettings(worker=worker), self._clock, self._slot_event
         )
+        self._programs = InferenceServer(self._serving, settings.oip)
         self._has_datagrams = asyncio.Event()
         self._sink_problems: dict[str, str] = {}
         self._sinks = build_sinks(settings, self._from_thread(self._sink_problem))
@@ -199,6 +201,7 @@ class Agent:
             conditions=self._conditions,
             usage=self._usage,
             pressure=self._pressure,
+            requests=self._programs.counts,
         )
         self._server: HttpServer | None = None
         self._damaged_slots: set[str] = set()  # whose active build fell for a file that is not what it was
@@ -252,7 +255,17 @@ class Agent:
                 self._trouble(exc)
         parts.push_async_callback(self._serving.stop)
         self._takes_flows = self._listen_for_flows()
+        parts.push_async_callback(self._programs.stop, _STOP_S)
+        await self._listen_for_programs()
         await self._serving.start()
+
+    async def _listen_for_programs(self) -> None:
+        """Take programs' requests; before the models serve, so that who asks early is told to come again."""
+        for listen in (self._programs.start_unix, self._programs.start_tcp):
+            try:
+                await listen()
+            except AdvisedError as exc:
+                self._trouble(exc)
 
     def _listen_for_flows(self) -> bool:
         """Return whether flows are taken now, or are not wanted."""

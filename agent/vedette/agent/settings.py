@@ -6,6 +6,7 @@ Read once, by ``app`` and ``cli``; importing this module reads nothing. What ``e
 
 from __future__ import annotations
 
+import ipaddress
 import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from typing import Any
 
 from vedette.agent.domain.proxy import STRAIGHT, Ways, parse_direct, parse_proxy
 from vedette.models import toml_settings as kinds
-from vedette.models.toml_settings import Option, load_settings, parse_address
+from vedette.models.toml_settings import Option, SettingsError, load_settings, parse_address
 
 DEFAULT_FILE = Path("/etc/vedette/agent.toml")
 PACKAGED_STATE_DIR = Path("/var/lib/vedette-agent")
@@ -80,14 +81,29 @@ OPTIONS: tuple[Option, ...] = (
     Option(
         "inference.socket",
         kinds.text(),
-        "/run/vedette-agent/inference.sock",
-        "unix socket for local inference requests; kept for the release that serves them, this one does not",
+        str(RUN_DIR / "inference.sock"),
+        "unix socket where programs of this appliance ask models (Open Inference Protocol v2, gRPC), mode 0660; unset, "
+        'it is in state_dir where that is not the packaged one; "" is off',
     ),
     Option(
         "inference.listen",
         kinds.address(optional=True, default_port=8001),
         None,
-        "TCP address for local inference requests; kept for the release that serves them, this one does not",
+        "TCP address for the same; one that is not loopback takes the next three keys, too",
+    ),
+    Option("inference.tls_certificate", kinds.text(), "", "PEM file of the certificate chain of `inference.listen`"),
+    Option("inference.tls_key", kinds.text(), "", "PEM file of its private key, mode 0640 or less"),
+    Option(
+        "inference.token_file",
+        kinds.text(),
+        "",
+        "file of the token that callers of `inference.listen` show (`authorization: Bearer TOKEN`), mode 0640 or less",
+    ),
+    Option(
+        "inference.max_message",
+        kinds.size(least=64 * 1024, most=1024 * MIB),
+        64 * MIB,
+        "largest request of a program; as many may be in progress as fit four times this",
     ),
     Option(
         "sink.json.path",
@@ -174,6 +190,18 @@ class NetflowSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class OipSettings:
+    """Where programs ask models. ``socket`` None: no unix socket; ``listen`` None: no TCP."""
+
+    socket: Path | None = None
+    listen: tuple[str, int] | None = None
+    tls_certificate: Path | None = None
+    tls_key: Path | None = None
+    token_file: Path | None = None
+    max_message_bytes: int = 64 * MIB
+
+
+@dataclass(frozen=True, slots=True)
 class JsonSinkSettings:
     """Where verdicts go. ``path`` None: nowhere."""
 
@@ -213,6 +241,7 @@ class Settings:
     name: str
     link: LinkSettings
     netflow: NetflowSettings
+    oip: OipSettings
     sink: JsonSinkSettings
     metrics_listen: tuple[str, int] | None
     status_socket: Path | None
@@ -262,6 +291,7 @@ def settings_from(value: Mapping[str, Any]) -> Settings:
             queue_bytes=value["source.netflow.queue"],
             batch_s=value["source.netflow.batch_ms"] / 1000,
         ),
+        oip=_oip_from(value),
         sink=JsonSinkSettings(
             path=Path(sink_path) if sink_path else None,
             emit_all=value["sink.json.emit"] == "all",
@@ -274,6 +304,50 @@ def settings_from(value: Mapping[str, Any]) -> Settings:
         telemetry=TelemetrySettings(value["telemetry.interval_s"], value["telemetry.spool"]),
         budget=BudgetSettings(value["budget.memory"], value["budget.cpu_percent"]),
     )
+
+
+def _oip_from(value: Mapping[str, Any]) -> OipSettings:
+    """Return the server's settings.
+
+    Raises:
+        SettingsError: Others would reach it without TLS or a token, or half of a pair is set.
+    """
+    names = ("tls_certificate", "tls_key", "token_file")
+    files = {name: Path(value[f"inference.{name}"]) if value[f"inference.{name}"] else None for name in names}
+    listen = _address(value["inference.listen"])
+    missing = [f"inference.{name}" for name in names if files[name] is None]
+    if listen is not None and missing and not _is_loopback(listen[0]):
+        raise SettingsError(
+            f"inference.listen is {value['inference.listen']}, which other hosts may reach",
+            f"that takes TLS and a token; not set: {', '.join(missing)}",
+            "set them, or listen on 127.0.0.1",
+        )
+    if (files["tls_certificate"] is None) != (files["tls_key"] is None):
+        there = "tls_key" if files["tls_key"] else "tls_certificate"
+        raise SettingsError(f"inference.{there} is set alone", "TLS takes a certificate and its key", "set both")
+    if listen is not None and files["token_file"] is not None and files["tls_key"] is None:
+        raise SettingsError(
+            "inference.token_file is set without TLS", "a token in plain text is none", "set inference.tls_certificate"
+        )
+    return OipSettings(
+        socket=_socket(value["inference.socket"], value["state_dir"]),
+        listen=listen,
+        max_message_bytes=value["inference.max_message"],
+        **files,
+    )
+
+
+def _socket(text: str, state_dir: Path) -> Path | None:
+    """Return where the unix socket lies; agents beside the packaged one have each their own."""
+    path = Path(text) if text else None
+    return state_dir / path.name if path == RUN_DIR / "inference.sock" and state_dir != PACKAGED_STATE_DIR else path
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def _address(text: str | None) -> tuple[str, int] | None:

@@ -7,9 +7,10 @@ from collections.abc import Iterator
 from vedette.agent.adapters.artifacts import Downloads
 from vedette.agent.adapters.collector import Collector
 from vedette.agent.adapters.link import Link, LinkState
+from vedette.agent.adapters.oip_counts import RequestCounts
 from vedette.agent.adapters.pipeline import FlowPipeline
-from vedette.agent.adapters.process_figures import families_process
 from vedette.agent.adapters.pressure import PressureWatch
+from vedette.agent.adapters.process_figures import families_process
 from vedette.agent.adapters.reconciler import Reconciler
 from vedette.agent.adapters.serving import Serving
 from vedette.agent.adapters.sinks import Fanout, families_sinks
@@ -36,6 +37,7 @@ class Figures:
         conditions: Conditions,
         usage: UsageMeter,
         pressure: PressureWatch,
+        requests: RequestCounts,
     ) -> None:
         self._serving = serving
         self._pipeline = pipeline
@@ -45,6 +47,7 @@ class Figures:
         self._conditions = conditions
         self._usage = usage
         self._pressure = pressure
+        self._requests = requests
         self.link: Link | None = None
         self.downloads: Downloads | None = None
         self.reporter: Reporter | None = None
@@ -78,6 +81,8 @@ class Figures:
             "rows_failed": flows.rows_failed,
             "rows_invalid": flows.rows_invalid,
             "verdicts_without_evidence": flows.verdicts_without_evidence,
+            "requests_answered": self._requests.answered,
+            "requests_refused": self._requests.refused,
             "telemetry_batches_dropped": self._spool.batches_dropped,
         }
         if self._collector is not None:
@@ -97,6 +102,7 @@ class Figures:
         yield from self._collected()
         yield from self._served()
         yield from self._pressure.families()
+        yield from self._requests.families()
         yield from self._linked()
         yield from self._process()
 
@@ -195,6 +201,8 @@ COUNTERS = {
     "rows_failed": "Flows that a model failed to answer.",
     "rows_invalid": "Answers that were no number or no class of the model.",
     "verdicts_without_evidence": "Flagged flows that were not explained.",
+    "requests_answered": "Requests of programs that got an answer.",
+    "requests_refused": "Requests of programs that got an error, whoever's it was.",
     "telemetry_batches_dropped": "Telemetry given up before it was sent.",
     "datagrams": "Datagrams received.",
 }

@@ -301,7 +301,7 @@ class Serving:
     async def _infer(self, slot: str, inputs: Mapping[str, Array], is_counted: bool, priority: Priority) -> Answer:
         started = time.perf_counter()
         while True:
-            model = self.active(slot) or await self._successor(slot)
+            model = self.active(slot) or await self.successor(slot)
             try:
                 outputs = await model.runner.infer(inputs, priority=priority)
             except Retired as exc:
@@ -318,7 +318,7 @@ class Serving:
                 model.stats.add(_rows(inputs), latency_ms)
             return Answer(outputs, model.release, model.build_digest, latency_ms)
 
-    async def _successor(self, slot: str) -> ActiveModel:
+    async def successor(self, slot: str) -> ActiveModel:
         """Wait for the build that takes a fallen one's place."""
         found = self._slots.get(slot)
         if found is not None and found.settling is not None and not self._stopping:

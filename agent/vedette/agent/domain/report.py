@@ -55,8 +55,9 @@ def status_text(report: Report) -> str:
         lines.append(
             "This is what is stored on disk. Start it: systemctl start vedette-agent (or by hand: vedette-agent run)"
         )
-    lines += [_link_line(report["link"]), *_flow_lines(report["counters"]), *_sink_lines(report.get("sinks", ()))]
-    lines += ["", models_text(report).rstrip()]
+    counters = report["counters"]
+    lines += [_link_line(report["link"]), *_flow_lines(counters), *_request_lines(counters)]
+    lines += [*_sink_lines(report.get("sinks", ())), "", models_text(report).rstrip()]
     if report["conditions"]:
         lines += ["", *(_condition_line(condition) for condition in report["conditions"])]
     return "\n".join(lines) + "\n"
@@ -135,6 +136,12 @@ def _sink_part(sink: Mapping[str, Any]) -> str:
     lost = sum(sink["lost"].values())
     told = f", {lost:,} lost" if lost else ""
     return f"{sink['sink']}{' FAILED' if sink['problem'] else ''} {sink['written']:,} written{told}"
+
+
+def _request_lines(counters: Mapping[str, int | float]) -> Sequence[str]:
+    if "requests_answered" not in counters:
+        return ()
+    return (f"requests  {counters['requests_answered']:,} answered · {counters['requests_refused']:,} refused",)
 
 
 def _condition_line(condition: Mapping[str, Any]) -> str:
