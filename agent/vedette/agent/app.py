@@ -27,6 +27,8 @@ from typing import Any
 
 from vedette.agent.adapters.artifacts import Downloads
 from vedette.agent.adapters.blobs import storage_error
+from vedette.agent.adapters.bundle_import import PAGE as IMPORT_PAGE
+from vedette.agent.adapters.bundle_import import standing_of
 from vedette.agent.adapters.cgroups import admission
 from vedette.agent.adapters.clock import SystemClock
 from vedette.agent.adapters.collector import Collector, CollectorFailed
@@ -35,6 +37,7 @@ from vedette.agent.adapters.figures import Figures
 from vedette.agent.adapters.files import make_folder
 from vedette.agent.adapters.http import AddressInUse, HttpServer, Page
 from vedette.agent.adapters.identity import Identity, IdentityDamaged, IdentityStore
+from vedette.agent.adapters.inbox import Inbox, Watch
 from vedette.agent.adapters.link import Link
 from vedette.agent.adapters.oip import InferenceServer
 from vedette.agent.adapters.pipeline import FlowPipeline
@@ -175,6 +178,7 @@ class Agent:
             self._state, settings.state_dir / "blobs", ServingSettings(worker=worker), self._clock, self._slot_event
         )
         self._programs = InferenceServer(self._serving, settings.oip)
+        self._imports = Watch(Inbox(settings.state_dir / "import", self._serving.blobs))
         self._has_datagrams = asyncio.Event()
         self._sink_problems: dict[str, str] = {}
         self._sinks = build_sinks(settings, self._from_thread(self._sink_problem))
@@ -243,7 +247,11 @@ class Agent:
         parts.callback(self._sinks.close, _STOP_S)
         self._templates.load()
         server = self._server = HttpServer(
-            {"/metrics": Page(CONTENT_TYPE, self._metrics), "/status": Page("application/json", self._report)}
+            {
+                "/metrics": Page(CONTENT_TYPE, self._metrics),
+                "/status": Page("application/json", self._report),
+                IMPORT_PAGE: Page("application/json", self._import_standing),
+            }
         )
         parts.push_async_callback(server.close)
         await self._listen_for_status()
@@ -447,6 +455,7 @@ class Agent:
             tasks.create_task(link.run(reconciler))
             tasks.create_task(reconciler.run())
             tasks.create_task(reporter.run())
+            tasks.create_task(self._imports.run(reconciler, self._clock))
 
     def _fleet_parts(self, identity: Identity) -> tuple[Link, Reconciler, Reporter]:
         cap_s = self._settings.link.retry_cap_s
@@ -464,8 +473,8 @@ class Agent:
             serving=self._serving,
             conditions=self._conditions,
             clock=self._clock,
-            fetch=downloads.fetch,
-            report=link.report,
+            fetch=self._imports.inbox.offering(downloads.fetch),
+            report=self._imports.telling(link.report),
             changed=link.changed,
             backoff=Backoff(base_s=_RETRY_BASE_S, cap_s=max(cap_s, _RETRY_BASE_S)),
         )
@@ -516,6 +525,9 @@ class Agent:
             download_bytes_per_s=self._figures.downloads.bytes_per_s if self._figures.downloads else 0.0,
         )
         return json.dumps(report).encode()
+
+    def _import_standing(self) -> bytes:
+        return standing_of(self._state, self._clock.floor_now(), self._imports).to_json()
 
     async def _ask_for_time(self) -> None:
         """Have the service manager wait for as long as the loop turns: a large model may load longer than it would."""

@@ -14,12 +14,13 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, BinaryIO, NoReturn
 
-from vedette.agent.domain.advice import EXIT_FAILED, EXIT_USAGE, AdvisedError
+from vedette.agent.domain.advice import EXIT_FAILED, EXIT_MISSING, EXIT_REFUSED, EXIT_USAGE, AdvisedError
 from vedette.agent.domain.errors import AgentError
 from vedette.agent.domain.report import Report, models_text, status_text
 from vedette.agent.settings import DEFAULT_FILE, OPTIONS, Settings, read_settings
@@ -29,11 +30,22 @@ from vedette.models.toml_settings import SettingsError, describe_settings
 from vedette.models.version import __version__
 from vedette.wire.systemd import fields, is_journal, log_to_journal_or_stderr
 
+if TYPE_CHECKING:
+    from vedette.agent.adapters.bundle_import import Brought
+
 logger = logging.getLogger(__name__)
 
 _MAX_TOKEN_CHARACTERS = 8192
 _START_LIMIT_S = 60.0
+_OUTCOME_LIMIT_S = 600.0
 _INTERRUPTED = 130  # 128 + SIGINT, as shells count
+
+
+class FileMissing(AdvisedError):
+    """The file that a command was to read is not there."""
+
+    code = "file-missing"
+    exit_code = EXIT_MISSING
 
 
 class _Parser(argparse.ArgumentParser):
@@ -124,6 +136,9 @@ def command_parser() -> _Parser:
     _configuring(_verb(verbs, "configure", _configure, _CONFIGURE_SUMMARY, _CONFIGURE_EXAMPLES))
     status = _verb(verbs, "status", _status, "Show how this agent stands, running or not.", _STATUS_EXAMPLES)
     models = _verb(verbs, "models", _models, "Show what serves in each slot.", _MODELS_EXAMPLES)
+    bring = _verb(verbs, "import", _import, "Apply an assignment that came in a file.", _IMPORT_EXAMPLES)
+    bring.add_argument("file", metavar="FILE", help='a bundle that the controller exported; "-" reads standard input')
+    bring.add_argument("--no-wait", action="store_true", help="leave it to the running agent and return")
     for each in (status, models):
         each.add_argument("--output", choices=("table", "json"), default="table", help="form of the answer")
     return parser
@@ -137,6 +152,9 @@ _CONFIGURE_SUMMARY = "Have the packaged service's limits follow the settings."
 _CONFIGURE_EXAMPLES = "  vedette-agent configure --dry-run\n  vedette-agent configure --gpu --slots 2"
 _STATUS_EXAMPLES = "  vedette-agent status\n  vedette-agent status --output json"
 _MODELS_EXAMPLES = "  vedette-agent models\n  vedette-agent models --output json"
+_IMPORT_EXAMPLES = (
+    "  vedette-agent import /media/usb/flow-threat-2.bundle\n  ssh ctl cat edge-7.bundle | vedette-agent import -"
+)
 
 
 def _keys() -> str:
@@ -316,4 +334,82 @@ def _show(options: argparse.Namespace, as_text: Callable[[Report], str], only: s
         sys.stdout.write(json.dumps(report if only is None else report[only], indent=1) + "\n")
     else:
         sys.stdout.write(as_text(report))
+    return 0
+
+
+def _import(options: argparse.Namespace) -> int:
+    # Opened before root is given up: a stick that root mounted is root's to read.
+    with _opened(options.file) as source:
+        settings = _settings_as_service(options)
+        from vedette.agent.adapters.bundle_import import bring_in, current_standing
+        from vedette.agent.adapters.progress import Meter
+
+        standing = current_standing(settings)
+        before = _serving_now(settings)
+        meter = Meter(f"reading {Path(options.file).name}")
+        try:
+            brought = bring_in(source, settings, standing, meter.update)
+        finally:
+            meter.close()
+    if not brought.place:
+        _say(f"Nothing to do: assignment {brought.assignment.sequence} runs already.")
+        return 0
+    if not standing.is_running:
+        _say(
+            f"Assignment {brought.assignment.sequence} is stored. The agent does not run and applies it when it starts:"
+        )
+        _say("systemctl start vedette-agent (or by hand: vedette-agent run)")
+        return 0
+    if options.no_wait:
+        _say(f"Assignment {brought.assignment.sequence} is with the running agent. See: vedette-agent status")
+        return 0
+    return _await_outcome(settings, brought, before)
+
+
+def _opened(name: str) -> AbstractContextManager[BinaryIO]:
+    if name == "-":
+        return nullcontext(sys.stdin.buffer)
+    try:
+        return Path(name).open("rb")
+    except FileNotFoundError as exc:
+        raise FileMissing(f"there is no file {name}", "nothing was imported", "vedette-agent import FILE") from exc
+    except IsADirectoryError as exc:
+        raise FileMissing(f"{name} is a folder", "nothing was imported", "name the file in it") from exc
+
+
+def _serving_now(settings: Settings) -> dict[str, str]:
+    """Return MODEL:VERSION by slot."""
+    from vedette.agent.app import current_report
+
+    slots = current_report(settings)["slots"]
+    return {
+        name: f"{slot['active']['model']}:{slot['active']['version']}" for name, slot in slots.items() if slot["active"]
+    }
+
+
+def _await_outcome(settings: Settings, brought: Brought, before: Mapping[str, str]) -> int:
+    """Return the exit code of what the running agent makes of an import, told when it is known."""
+    from vedette.agent.adapters.bundle_import import awaited_outcome
+
+    assignment = brought.assignment
+    outcome = awaited_outcome(settings, brought, _OUTCOME_LIMIT_S)
+    if outcome is None:
+        _complain(
+            f"assignment {assignment.sequence} is not applied yet",
+            f"the agent has had it for {_OUTCOME_LIMIT_S:.0f} s and goes on with it",
+            "see how far it is: vedette-agent status",
+        )
+        return EXIT_FAILED
+    if outcome["outcome"] != "applied":
+        _complain(
+            f"assignment {assignment.sequence} {outcome['outcome']}: {outcome['code']}",
+            outcome["reason"],
+            "what served before serves on; vedette-agent status shows it",
+        )
+        return EXIT_REFUSED if outcome["outcome"] == "refused" else EXIT_FAILED
+    wanted = {slot.slot: f"{slot.model}:{slot.version}" for slot in assignment.slots}
+    for slot in sorted({*wanted, *before}):
+        old, new = before.get(slot, "nothing"), wanted.get(slot, "nothing")
+        _say(f"{slot}: {new}, as before" if old == new else f"{slot}: {old} → {new}")
+    _say(f"Assignment {assignment.sequence} is applied.")
     return 0

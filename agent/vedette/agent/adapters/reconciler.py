@@ -125,6 +125,12 @@ class Reconciler:
         else:
             self._take(accepted, word)
 
+    def imported(self, word: values.DesiredState) -> None:
+        """Take what a file brought. What is wanted already is tried at once: what it waits for may have come along."""
+        self.desired(word)
+        if self._wanted is not None and (self._result is None or self._result.outcome is Outcome.FAILED):
+            self._is_new.set()
+
     def _take(self, accepted: Accepted, word: values.DesiredState) -> None:
         try:
             self._store(accepted)

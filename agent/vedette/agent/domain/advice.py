@@ -10,6 +10,7 @@ from vedette.agent.domain.errors import AgentError
 
 EXIT_FAILED = 1
 EXIT_USAGE = 2
+EXIT_MISSING = 3
 EXIT_REFUSED = 4
 EXIT_UNREACHABLE = 5
 
