@@ -25,7 +25,9 @@ import psutil
 from tests.support.memory_files import memory_file
 from tests.support.tiny_models import mlp_model, mlp_rows, mlp_specs
 from vedette.agent.adapters.ring import Plan
-from vedette.agent.adapters.worker import Runner, Worker, WorkerSettings
+from vedette.agent.adapters.runner import Runner
+from vedette.agent.adapters.worker import Worker, WorkerSettings
+from vedette.agent.adapters.worker_process import Child
 
 _BATCH = 256
 _ROUNDS = 7
@@ -66,7 +68,9 @@ async def _start(workdir: Path) -> tuple[Runner, float]:
 
     async def spawn() -> Worker:
         with memory_file(mlp_model()) as model:
-            return await Worker.start(model, plan, settings, workdir=workdir)
+            return await Worker.start(
+                model, plan, settings, lambda: Child.start(workdir, settings.load_timeout_s, settings.admit)
+            )
 
     runner = Runner(plan, settings, spawn)
     begun = time.perf_counter()
@@ -127,9 +131,7 @@ async def _singles(runner: Runner) -> list[float]:
 async def _recover(runner: Runner) -> dict[str, float]:
     took = []
     for _ in range(3):
-        pid = runner.pid
-        if pid is None:
-            raise RuntimeError("no worker to kill")
+        pid = runner.pids[0]
         begun = time.perf_counter()
         os.kill(pid, signal.SIGKILL)
         await runner.infer({"features": mlp_rows(1)})
@@ -138,7 +140,7 @@ async def _recover(runner: Runner) -> dict[str, float]:
 
 
 def _memory(runner: Runner) -> dict[str, float]:
-    worker = psutil.Process(runner.pid).memory_full_info()
+    worker = psutil.Process(runner.pids[0]).memory_full_info()
     agent = psutil.Process().memory_full_info()
     return {
         "worker PSS MB": worker.pss / 1e6,

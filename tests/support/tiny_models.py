@@ -185,6 +185,67 @@ TRIPWIRE_INPUTS = (TensorSpec("x", "float32", (-1,)), TensorSpec("kind", "int64"
 TRIPWIRE_OUTPUTS = (TensorSpec("y", "float32", (-1,)),)
 
 
+def row_tripwire_model() -> bytes:
+    """Return a model of rows alone (x, kind -> y = 2x) that one row spoils for all that share its batch.
+
+    A kind of 9 is an error of the runtime; 4 begins one operator of several seconds that is not interrupted.
+    """
+    value, node = helper.make_tensor_value_info, helper.make_node
+    nodes = [
+        node("ReduceMax", ["kind"], ["peak"], keepdims=1),
+        node("Equal", ["peak", "four"], ["drags"]),
+        node("Where", ["drags", "wide", "small"], ["width"]),
+        node("Concat", ["width", "width"], ["square"], axis=0),
+        node("ConstantOfShape", ["square"], ["matrix"]),
+        node("MatMul", ["matrix", "matrix"], ["product"]),
+        node("ReduceSum", ["product"], ["dragged"], keepdims=0),
+        node("Gather", ["table", "kind"], ["got"]),
+        node("Add", ["x", "x"], ["doubled"]),
+        node("Add", ["doubled", "got"], ["a"]),
+        node("Add", ["a", "dragged"], ["y"]),
+    ]
+    constants = {
+        "four": np.array([4], np.int64),
+        "wide": np.array([7000], np.int64),
+        "small": np.array([1], np.int64),
+        "table": np.zeros(5, np.float32),
+    }
+    inputs = [value("x", TensorProto.FLOAT, ["n"]), value("kind", TensorProto.INT64, ["n"])]
+    return model_bytes(nodes, inputs, [value("y", TensorProto.FLOAT, ["n"])], constants)
+
+
+ROW_TRIPWIRE_INPUTS = (TensorSpec("x", "float32", (-1,)), TensorSpec("kind", "int64", (-1,)))
+
+
+def echo_model(specs: Sequence[TensorSpec]) -> bytes:
+    """Return a model that gives each input back as ``NAME_out``; ``bytes`` is a tensor of strings."""
+    kinds = {"bytes": TensorProto.STRING}
+
+    def info(name: str, spec: TensorSpec) -> Any:
+        kind = kinds.get(spec.dtype) or helper.np_dtype_to_tensor_dtype(np.dtype(spec.dtype))
+        sizes = [f"d{axis}" if size == -1 else size for axis, size in enumerate(spec.shape)]
+        return helper.make_tensor_value_info(name, kind, sizes)
+
+    return model_bytes(
+        [helper.make_node("Identity", [spec.name], [f"{spec.name}_out"]) for spec in specs],
+        [info(spec.name, spec) for spec in specs],
+        [info(f"{spec.name}_out", spec) for spec in specs],
+    )
+
+
+def echoed(specs: Sequence[TensorSpec]) -> tuple[TensorSpec, ...]:
+    """Return the outputs of :func:`echo_model`."""
+    return tuple(TensorSpec(f"{spec.name}_out", spec.dtype, spec.shape) for spec in specs)
+
+
+def ragged_model() -> bytes:
+    """Return a model whose output claims the rows of its input and has others: those above zero."""
+    value, node = helper.make_tensor_value_info, helper.make_node
+    nodes = [node("Greater", ["x", "zero"], ["keep"]), node("Compress", ["x", "keep"], ["y"], axis=0)]
+    tensors = [value(name, TensorProto.FLOAT, ["n"]) for name in ("x", "y")]
+    return model_bytes(nodes, tensors[:1], tensors[1:], {"zero": np.array([0.0], np.float32)})
+
+
 def filter_model() -> bytes:
     """Return a model that keeps the rows where ``keep`` is true: its output has rows of its own."""
     value = helper.make_tensor_value_info

@@ -45,8 +45,7 @@ async def fall_back_on(disk: Path, fill: Callable[[], None]) -> None:
         assert await version_that_answers(appliance) == 2
         model = appliance.serving.active(SLOT)
         assert model is not None
-        assert model.runner.pid is not None
-        os.kill(model.runner.pid, signal.SIGKILL)
+        os.kill(model.runner.pids[0], signal.SIGKILL)
     assert await version_that_answers(appliance) == 1
 
     await appliance.restart()

@@ -2,9 +2,11 @@ from __future__ import annotations
 
 import fcntl
 import os
+import struct
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 
 from tests.support.tiny_models import FILTER_INPUTS, FILTER_OUTPUTS, FLOW_INPUTS, FLOW_OUTPUTS, flow_outputs, flow_rows
@@ -32,7 +34,7 @@ def test_what_one_side_writes_the_other_reads_and_areas_are_apart() -> None:
     os.close(descriptor)
     for index in range(AREAS):
         rows = flow_rows(5, seed=index)
-        mine[index].write_inputs({"features": rows}, 1, 4)
+        mine[index].write_inputs([({"features": rows}, 1, 4)])
         assert theirs[index].read_shape(0, layout.inputs[0]) == (3, 4)
         for place, (tensor, array) in enumerate(zip(layout.outputs, flow_outputs(rows).values(), strict=True)):
             theirs[index].write_output(place, tensor, array)
@@ -117,8 +119,80 @@ def test_a_tensor_larger_than_its_place_is_refused() -> None:
         layout.rows({"x": np.zeros((2, 256), np.float32), "keep": np.zeros(2, np.bool_)})
 
 
-def test_a_model_of_strings_and_a_ring_without_end_are_refused() -> None:
-    with pytest.raises(ModelRefused, match="strings"):
-        Plan.of([TensorSpec("text", "bytes", (-1,))], FLOW_OUTPUTS, max_rows=8, variable_bytes=64)
+def test_a_ring_without_end_is_refused() -> None:
     with pytest.raises(ModelRefused, match="limit 1073741824"):
         Plan.of([TensorSpec("x", "float32", (-1, 100_000))], FLOW_OUTPUTS, max_rows=4096, variable_bytes=64)
+
+
+TEXT = TensorSpec("text", "bytes", (-1, 2))
+
+
+def text_area() -> tuple[Plan, Area]:
+    layout = Plan.of([TEXT], [TensorSpec("said", "bytes", (-1, 2))], max_rows=8, variable_bytes=64)
+    return layout, areas(layout)[0]
+
+
+def strings(*rows: tuple[object, object]) -> npt.NDArray[Any]:
+    made = np.empty((len(rows), 2), object)
+    for index, row in enumerate(rows):
+        made[index, :] = row
+    return made
+
+
+def test_strings_come_back_as_they_were() -> None:
+    layout, area = text_area()
+    rows = strings((b"", "\u00e9\0x".encode()), (b"abc", b"\n"))
+    area.write_inputs([({"text": rows}, 0, 2)])
+    got = area.read_strings(layout.inputs[0], area.read_shape(0, layout.inputs[0]))
+    assert (got.shape, got.tolist()) == ((2, 2), rows.tolist())
+
+
+@pytest.mark.parametrize(
+    ("row", "match"),
+    [
+        (("word", b""), "element 0 of 'text' is str, strings come as bytes"),
+        ((b"", b"\xff"), "element 1 of 'text' is no UTF-8"),
+        ((b"", b"x" * 49), "take 57 bytes, limit 56"),
+    ],
+)
+def test_strings_that_do_not_fit_are_refused(row: tuple[object, object], match: str) -> None:
+    _, area = text_area()
+    with pytest.raises(InvalidRequest, match=match):
+        area.write_inputs([({"text": strings(row)}, 0, 1)])
+
+
+@pytest.mark.parametrize(
+    ("packed", "match"),
+    [
+        (struct.pack("<Q", 57), "claims 57 bytes, limit 56"),
+        (struct.pack("<Q", 2**63), "claims"),
+        (struct.pack("<QI", 4, 0), "fewer than 2 strings"),
+        (struct.pack("<QII", 8, 0, 9), "2 strings in 17 bytes of 8"),
+        (struct.pack("<QIII", 12, 0, 0, 0), "2 strings in 8 bytes of 12"),
+    ],
+    ids=["more than its place", "huge", "too few", "a length beyond the end", "too many"],
+)
+def test_strings_the_worker_made_up_are_refused(packed: bytes, match: str) -> None:
+    layout, area = text_area()
+    area.shapes[1, :2] = (1, 2)
+    output = layout.outputs[0]
+    start = output.offset
+    area._memory[start : start + len(packed)] = packed
+    with pytest.raises(RingError, match=match):
+        area.read_outputs()
+
+
+def test_parts_of_several_requests_lie_one_behind_the_other() -> None:
+    layout = plan()
+    area = areas(layout)[0]
+    first, second = flow_rows(3, seed=1), flow_rows(9, seed=2)
+    area.write_inputs([({"features": first}, 0, 3), ({"features": second}, 4, 6)])
+    assert area.read_shape(0, layout.inputs[0]) == (5, 4)
+    np.testing.assert_array_equal(area.place(layout.inputs[0], (5, 4)), np.concatenate([first, second[4:6]]))
+
+
+def test_only_outputs_that_there_are_can_be_asked_for() -> None:
+    assert plan().chosen(["label"]) == b"\0\1\0"
+    assert plan().chosen(["label", "score", "probabilities"]) == b""
+    with pytest.raises(InvalidRequest, match=r"no outputs \['labels'\], the model's are \['score'"):
+        plan().chosen(["labels"])

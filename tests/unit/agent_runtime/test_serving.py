@@ -59,8 +59,7 @@ async def kill_worker(appliance: Appliance, how: signal.Signals = signal.SIGKILL
     await version_that_answers(appliance)
     model = appliance.serving.active(SLOT)
     assert model is not None
-    assert model.runner.pid is not None
-    os.kill(model.runner.pid, how)
+    os.kill(model.runner.pids[0], how)
 
 
 async def test_a_first_build_becomes_active_and_answers(appliance: Appliance) -> None:

@@ -18,8 +18,10 @@ import pytest
 
 from tests.support import tiny_models
 from tests.support.memory_files import memory_file
-from vedette.agent.adapters.ring import RECORD, Kind, Plan
-from vedette.agent.adapters.worker import Retired, RowPace, Runner, Strike, Worker, WorkerSettings
+from vedette.agent.adapters.ring import RECORD, Kind, Plan, create_ring
+from vedette.agent.adapters.runner import Retired, Runner, Strike
+from vedette.agent.adapters.worker import Batch, RowPace, Worker, WorkerSettings
+from vedette.agent.adapters.worker_process import Child
 from vedette.agent.domain.errors import (
     InferenceError,
     InvalidRequest,
@@ -47,9 +49,18 @@ TRIPWIRE_PLAN = plan_of(tiny_models.TRIPWIRE_INPUTS, tiny_models.TRIPWIRE_OUTPUT
 def spawner(model: bytes, plan: Plan, workdir: Path, settings: WorkerSettings) -> Callable[[], Awaitable[Worker]]:
     async def spawn() -> Worker:
         with memory_file(model) as descriptor:
-            return await Worker.start(descriptor, plan, settings, workdir=workdir)
+            return await Worker.start(descriptor, plan, settings, lambda: child_of(workdir, settings))
 
     return spawn
+
+
+async def child_of(workdir: Path, settings: WorkerSettings) -> Child:
+    return await Child.start(workdir, settings.load_timeout_s, settings.admit)
+
+
+def the_pid(runner: Runner) -> int:
+    (pid,) = runner.pids
+    return pid
 
 
 @asynccontextmanager
@@ -159,11 +170,11 @@ async def test_a_batch_over_the_memory_budget_is_a_clean_error_and_a_strike(tmp_
 async def test_a_batch_without_end_is_stopped_at_its_deadline_and_the_worker_lives(tmp_path: Path) -> None:
     strikes: list[Strike] = []
     async with running(tiny_models.tripwire_model(), TRIPWIRE_PLAN, tmp_path, strikes=strikes) as runner:
-        pid = runner.pid
+        pid = the_pid(runner)
         with pytest.raises(WorkerTimeout):
             await runner.infer(tripwire(HANG))
         await runner.infer(tripwire(FINE))
-        assert runner.pid == pid
+        assert the_pid(runner) == pid
     assert [type(strike.error) for strike in strikes] == [WorkerTimeout]
     assert "terminate" in str(strikes[0].error)
 
@@ -171,8 +182,7 @@ async def test_a_batch_without_end_is_stopped_at_its_deadline_and_the_worker_liv
 async def test_a_worker_that_does_not_even_stop_is_killed_and_the_request_retried(tmp_path: Path) -> None:
     strikes: list[Strike] = []
     async with running(tiny_models.flow_model(), FLOW_PLAN, tmp_path, strikes=strikes) as runner:
-        assert runner.pid is not None
-        os.kill(runner.pid, signal.SIGSTOP)
+        os.kill(the_pid(runner), signal.SIGSTOP)
         answers = await asyncio.gather(*(runner.infer({"features": tiny_models.flow_rows(4)}) for _ in range(4)))
         assert runner.restarts == 1
     for answer in answers:
@@ -195,9 +205,7 @@ async def test_a_killed_worker_under_load_costs_no_answer(tmp_path: Path) -> Non
         load = [asyncio.create_task(ask(60)) for _ in range(8)]
         for _ in range(3):
             await runner.infer({"features": features})
-            pid = runner.pid
-            assert pid is not None
-            os.kill(pid, signal.SIGKILL)
+            os.kill(the_pid(runner), signal.SIGKILL)
         await asyncio.gather(*load)
         assert runner.restarts == len(strikes) >= 1
     assert "SIGKILL" in str(strikes[0].error)
@@ -217,25 +225,24 @@ async def test_a_poisonous_request_costs_two_workers_and_no_other_answer(tmp_pat
 
 
 async def test_a_full_queue_is_refused_with_its_limit(tmp_path: Path) -> None:
-    settings = replace(SMALL, queue=6)
+    settings = replace(SMALL, queue=3)
     async with running(tiny_models.flow_model(), FLOW_PLAN, tmp_path, settings) as runner:
         asked = [runner.infer({"features": tiny_models.flow_rows(1)}) for _ in range(7)]
         answers = await asyncio.gather(*asked, return_exceptions=True)
         assert [type(answer) for answer in answers] == [dict] * 5 + [Overloaded] * 2
         assert isinstance(await runner.infer({"features": tiny_models.flow_rows(1)}), dict)
-    assert "limit 5 (queue)" in str(answers[5])
+    assert "limit 3 (inference.queue)" in str(answers[5])
 
 
 async def test_a_retired_runner_answers_what_it_has_and_nothing_new(tmp_path: Path) -> None:
     async with running(tiny_models.flow_model(), FLOW_PLAN, tmp_path) as runner:
         asked = [asyncio.create_task(runner.infer({"features": tiny_models.flow_rows(4)})) for _ in range(20)]
         await asyncio.sleep(0)
-        pid = runner.pid
+        pid = the_pid(runner)
         await runner.retire(10.0)
         assert all(isinstance(answer, dict) for answer in await asyncio.gather(*asked))
         with pytest.raises(Retired):
             await runner.infer({"features": tiny_models.flow_rows(4)})
-    assert pid is not None
     assert not psutil.pid_exists(pid)
 
 
@@ -309,7 +316,9 @@ async def test_a_host_that_starts_no_process_is_a_typed_error(tmp_path: Path, mo
 async def test_a_worker_of_another_version_is_given_no_model_and_blames_none(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("vedette.agent.adapters.worker.__version__", "0.0.9")  # the running agent is the older one
+    monkeypatch.setattr(
+        "vedette.agent.adapters.worker_process.__version__", "0.0.9"
+    )  # the running agent is the older one
     with pytest.raises(SpawnFailed, match=r"on the disk is \d.*this agent is 0\.0\.9: restart the agent"):
         await spawner(tiny_models.flow_model(), FLOW_PLAN, tmp_path / "empty", SMALL)()
 
@@ -321,6 +330,20 @@ async def test_a_worker_that_cannot_load_the_runtime_blames_no_model(
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     with pytest.raises(SpawnFailed, match=r"before it was given a model: exit status 1(?s:.*)half unpacked"):
         await spawner(tiny_models.flow_model(), FLOW_PLAN, tmp_path / "empty", SMALL)()
+
+
+class Told:
+    """An asker that remembers what it was told."""
+
+    def __init__(self) -> None:
+        self.losses: list[tuple[InferenceError, list[Batch]]] = []
+        self.answers: list[tuple[Batch, Any]] = []
+
+    def answered(self, worker: Worker, batch: Batch, result: Any) -> None:
+        self.answers.append((batch, result))
+
+    def lost(self, worker: Worker, error: InferenceError, flying: Sequence[Batch]) -> None:
+        self.losses.append((error, list(flying)))
 
 
 @pytest.mark.parametrize(
@@ -335,17 +358,52 @@ async def test_a_worker_that_cannot_load_the_runtime_blames_no_model(
 )
 async def test_a_record_that_answers_nothing_ends_the_worker_and_not_the_agent(tmp_path: Path, record: bytes) -> None:
     with memory_file(tiny_models.flow_model()) as model:
-        worker = await Worker.start(model, FLOW_PLAN, SMALL, workdir=tmp_path / "empty")
-    lost: list[InferenceError] = []
-    worker.on_lost = lost.append
+        worker = await Worker.start(model, FLOW_PLAN, SMALL, lambda: child_of(tmp_path / "empty", SMALL))
+    told = Told()
+    worker.serve(told)
     os.kill(worker.pid, signal.SIGSTOP)
-    asked = asyncio.create_task(worker.run({"features": tiny_models.flow_rows(2)}, 0, 2))
-    await asyncio.sleep(0)
+    batch = Batch([({"features": tiny_models.flow_rows(2)}, 0, 2)], 2, b"", None, None)
+    worker.send(batch)
     worker._take(record)
-    with pytest.raises(WorkerCrashed, match="broke the rules"):
-        await asked
     assert "SIGKILL" in await worker.stop()
-    assert len(lost) == 1
+    ((error, flying),) = told.losses
+    assert isinstance(error, WorkerCrashed)
+    assert "broke the rules" in str(error)
+    assert flying == [batch]
+
+
+class _Mortal:
+    """What a worker's process looks like to its agent, without one."""
+
+    def __init__(self) -> None:
+        self.doorbell, self.theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.doorbell.setblocking(False)
+        self.pid = 0
+
+    def kill(self) -> None:
+        self.doorbell.close()
+
+
+async def test_what_a_worker_answered_before_it_died_is_believed_and_not_asked_again() -> None:
+    worker, told, child = Worker(FLOW_PLAN, replace(SMALL, in_flight=4), RowPace()), Told(), _Mortal()
+    descriptor, areas = create_ring(FLOW_PLAN)
+    os.close(descriptor)
+    worker._areas, worker._child = areas, child  # type: ignore[assignment]
+    worker.serve(told)
+    rows = {"features": tiny_models.flow_rows(2)}
+    batches = [Batch([(rows, 0, 2)], 2, b"", None, None) for _ in range(3)]
+    for batch in batches:
+        worker.send(batch)
+    areas[batches[0].area].shapes[1:, 0] = 2
+    areas[batches[0].area].shapes[3, 1] = 2
+    child.theirs.recv(RECORD.size)
+    child.theirs.send(RECORD.pack(Kind.DONE, batches[0].area, 0, batches[0].request, 1000))
+    child.theirs.close()  # two words unread: the kernel says so before it gives the answer
+
+    worker._read()
+
+    assert [batch for batch, _ in told.answers] == batches[:1]
+    assert [flying for _, flying in told.losses] == [batches[1:]]
 
 
 def _proc(pid: int | None) -> tuple[bool, list[str]]:
@@ -359,7 +417,7 @@ async def test_the_worker_is_limited_and_holds_nothing_of_the_agents(tmp_path: P
     with socket.socket() as other:
         other.set_inheritable(True)
         async with running(tiny_models.flow_model(), FLOW_PLAN, tmp_path) as runner:
-            worker = psutil.Process(runner.pid)
+            worker = psutil.Process(the_pid(runner))
             assert worker.rlimit(psutil.RLIMIT_AS)[0] == SMALL.memory_bytes
             assert worker.rlimit(psutil.RLIMIT_CORE) == (0, 0)
             assert worker.rlimit(psutil.RLIMIT_NPROC) == (0, 0)
@@ -370,7 +428,7 @@ async def test_the_worker_is_limited_and_holds_nothing_of_the_agents(tmp_path: P
                 *("PATH", "LC_ALL", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "ORT_DISABLE_TELEMETRY"),
                 *("PYTHONPATH", "LD_LIBRARY_PATH", "PYTHONDONTWRITEBYTECODE"),
             }
-            no_new_privileges, open_files = _proc(runner.pid)
+            no_new_privileges, open_files = _proc(the_pid(runner))
     assert no_new_privileges
     harmless = ("/dev/null", "/memfd:vedette-", "pipe:", "socket:")
     assert [name for name in open_files if not name.startswith(harmless)] == []

@@ -5,7 +5,8 @@ is sealed, because a worker that truncated it would kill the agent with SIGBUS. 
 the same tensor specs (:class:`Plan`). The agent trusts nothing that it finds there: shapes are copied out once, checked
 against spec and capacity, and only then is the data read. Words are fixed records over a SOCK_SEQPACKET pair.
 
-Measured (FACTS.md, "Inference"): .91 of the rows/s of onnxruntime in the same process at batch 256, +33 us at batch 1.
+Strings lie as Open Inference Protocol and Triton send them, four bytes little-endian of length before each, behind
+eight bytes with the length of all; in the agent they are object arrays of ``bytes``, in the worker of ``str``.
 """
 
 from __future__ import annotations
@@ -38,13 +39,22 @@ SETUP_BYTES = 256 * 1024
 """Of the first message either way, JSON; a release has at most 128 tensors of 8 sizes."""
 
 RECORD = struct.Struct("<BBHIQ")
-"""kind, area, code, request number, value (deadline of a RUN, duration of a DONE; microseconds)."""
+"""kind, area, code, request number, value.
+
+RUN: the code is 1 where the area says which outputs are asked for, else 0; the value is the deadline in microseconds.
+DONE: the value is the duration in nanoseconds. FAILED: the code is a :class:`Failure`.
+"""
 
 _ALIGN = 64  # a cache line, and what onnxruntime's vector kernels like best
 _MAX_DIMS = 8  # of TensorSpec
+_TEXT = np.dtype(object)
+_LENGTH = struct.Struct("<I")
+_TOTAL = struct.Struct("<Q")
 
 Array = npt.NDArray[Any]
 Shape = tuple[int, ...]
+Part = tuple[Mapping[str, Array], int, int]
+"""A request's arrays and which of its rows, from and up to."""
 
 
 class Kind(IntEnum):
@@ -81,14 +91,24 @@ class Tensor:
     capacity: int  # bytes
 
     @property
+    def is_text(self) -> bool:
+        """Whether its elements are strings."""
+        return self.dtype == _TEXT
+
+    @property
+    def kind(self) -> str:
+        """The element's type as a release names it."""
+        return "bytes" if self.is_text else str(self.dtype)
+
+    @property
     def batched(self) -> bool:
         """Whether the first axis is the row."""
         return bool(self.shape) and self.shape[0] == -1
 
     @property
     def row_shaped(self) -> bool:
-        """Whether the number of rows is all that varies."""
-        return self.batched and -1 not in self.shape[1:]
+        """Whether the number of rows is all that decides its size."""
+        return self.batched and -1 not in self.shape[1:] and not self.is_text
 
     def unfit(self, shape: Shape) -> str | None:
         """Return why a tensor of that shape cannot lie here, or None."""
@@ -96,7 +116,7 @@ class Tensor:
             return f"has shape {list(shape)}, the model's is {list(self.shape)} (-1 is any length)"
         if min(shape, default=0) < 0:
             return f"has shape {list(shape)} with a negative length"
-        size = math.prod(shape) * self.dtype.itemsize
+        size = math.prod(shape) * (_LENGTH.size if self.is_text else self.dtype.itemsize)
         return f"is {size} bytes, limit {self.capacity}" if size > self.capacity else None
 
 
@@ -121,9 +141,9 @@ class Plan:
         """Lay out an area for tensors of these specs.
 
         Raises:
-            ModelRefused: A tensor is of strings, or the ring would be larger than :data:`MAX_RING_BYTES`.
+            ModelRefused: The ring would be larger than :data:`MAX_RING_BYTES`.
         """
-        offset = _aligned((len(inputs) + len(outputs)) * _MAX_DIMS * 8) + TEXT_BYTES
+        offset = _aligned((len(inputs) + len(outputs)) * _MAX_DIMS * 8) + _aligned(len(outputs)) + TEXT_BYTES
         placed: list[Tensor] = []
         for spec in (*inputs, *outputs):
             capacity = _capacity(spec, max_rows, variable_bytes)
@@ -145,6 +165,23 @@ class Plan:
         """Whether a request may be cut into batches and the answers joined: every tensor has rows."""
         return all(tensor.batched for tensor in (*self.inputs, *self.outputs))
 
+    @property
+    def joinable(self) -> bool:
+        """Whether requests may share a batch: their rows, laid one after the other, are all there is to it."""
+        return all(tensor.row_shaped for tensor in (*self.inputs, *self.outputs))
+
+    def chosen(self, names: Sequence[str]) -> bytes:
+        """Return which outputs are asked for, a byte each in the plan's order; b"" for all.
+
+        Raises:
+            InvalidRequest: A name is no output's.
+        """
+        unknown = sorted(set(names) - {tensor.name for tensor in self.outputs})
+        if unknown:
+            raise InvalidRequest(f"no outputs {unknown[:10]}, the model's are {[t.name for t in self.outputs][:10]}")
+        chosen = bytes(tensor.name in names for tensor in self.outputs)
+        return chosen if names and 0 in chosen else b""
+
     def rows(self, arrays: Mapping[str, Array]) -> int:
         """Return how many rows a request has (1 when no input has rows), having checked everything but its length.
 
@@ -159,7 +196,7 @@ class Plan:
             if array is None:
                 _refuse_names(self.inputs, arrays)
             if array.dtype != tensor.dtype:
-                raise InvalidRequest(f"input {tensor.name!r} is {array.dtype}, the model's is {tensor.dtype}")
+                raise InvalidRequest(f"input {tensor.name!r} is {array.dtype}, the model's is {tensor.kind}")
             if not tensor.row_shaped or array.ndim != len(tensor.shape) or array.shape[1:] != tensor.shape[1:]:
                 _refuse_axes(tensor, array.shape)
             if tensor.batched:
@@ -168,9 +205,13 @@ class Plan:
                 rows = array.shape[0]
         return 1 if rows < 0 else rows
 
-    def empty_outputs(self) -> dict[str, Array]:
-        """Return outputs of no rows."""
-        return {t.name: np.empty([max(size, 0) for size in t.shape], t.dtype) for t in self.outputs}
+    def empty_outputs(self, chosen: bytes = b"") -> dict[str, Array]:
+        """Return outputs of no rows, of a :attr:`divisible` plan."""
+        return {t.name: np.empty([max(size, 0) for size in t.shape], t.dtype) for t in self.asked(chosen)}
+
+    def asked(self, chosen: bytes) -> tuple[Tensor, ...]:
+        """Return the outputs of a choice that :meth:`chosen` made."""
+        return tuple(t for t, is_in in zip(self.outputs, chosen, strict=True) if is_in) if chosen else self.outputs
 
 
 def _aligned(offset: int) -> int:
@@ -178,13 +219,11 @@ def _aligned(offset: int) -> int:
 
 
 def _dtype(spec: TensorSpec) -> np.dtype[Any]:
-    if spec.dtype == "bytes":
-        raise ModelRefused(f"tensor {spec.name!r} is of strings; this appliance runs numeric tensors only")
-    return np.dtype(spec.dtype)
+    return _TEXT if spec.dtype == "bytes" else np.dtype(spec.dtype)
 
 
 def _capacity(spec: TensorSpec, max_rows: int, variable_bytes: int) -> int:
-    if -1 in spec.shape[1:]:
+    if -1 in spec.shape[1:] or spec.dtype == "bytes":
         return variable_bytes
     return math.prod(max_rows if size == -1 else size for size in spec.shape) * _dtype(spec).itemsize
 
@@ -202,7 +241,7 @@ def _refuse_axes(tensor: Tensor, shape: Shape) -> None:
 
 
 class Area:
-    """One batch's place in the ring: shapes, the worker's words, tensors."""
+    """One batch's place in the ring: shapes, which outputs are asked for, the worker's words, tensors."""
 
     def __init__(self, plan: Plan, memory: mmap.mmap, index: int) -> None:
         start = plan.area_bytes * index
@@ -211,58 +250,122 @@ class Area:
         self._memory = memory
         self._start = start
         self.shapes = np.frombuffer(memory, np.int64, count * _MAX_DIMS, start).reshape(count, _MAX_DIMS)
-        self._text = start + _aligned(count * _MAX_DIMS * 8)
+        self._chosen = start + _aligned(count * _MAX_DIMS * 8)
+        self._text = self._chosen + _aligned(len(plan.outputs))
         self._full = {t.name: self._view(t, (plan.max_rows, *t.shape[1:])) for t in _row_shaped(plan)}
 
     def _view(self, tensor: Tensor, shape: Shape) -> Array:
         return np.ndarray(shape, tensor.dtype, self._memory, self._start + tensor.offset)
 
     def place(self, tensor: Tensor, shape: Shape) -> Array:
-        """Return the memory of a tensor of that (already checked) shape."""
+        """Return the memory of a numeric tensor of that (already checked) shape."""
         full = self._full.get(tensor.name)
         return full[: shape[0]] if full is not None else self._view(tensor, shape)
 
-    def write_inputs(self, arrays: Mapping[str, Array], start: int, stop: int) -> None:
-        """Copy rows ``start`` to ``stop`` of each input that has rows, and the others whole, into the area."""
+    def write_inputs(self, parts: Sequence[Part]) -> None:
+        """Copy the rows of each part, one after the other, and inputs without rows whole, into the area.
+
+        Several parts are for a plan that is :attr:`Plan.joinable`.
+
+        Raises:
+            InvalidRequest: Strings are not bytes of UTF-8, or more than fit.
+        """
         for index, tensor in enumerate(self._plan.inputs):
+            if len(parts) > 1:
+                self._write_joined(index, tensor, parts)
+                continue
+            arrays, start, stop = parts[0]
             array = arrays[tensor.name]
             part = array[start:stop] if tensor.batched else array
             self.shapes[index, : part.ndim] = part.shape
-            np.copyto(self.place(tensor, part.shape), part)
+            if tensor.is_text:
+                self._write_strings(tensor, _encoded(tensor, part))
+            else:
+                np.copyto(self.place(tensor, part.shape), part)
 
-    def read_outputs(self) -> dict[str, Array]:
-        """Return copies of the outputs.
+    def _write_joined(self, index: int, tensor: Tensor, parts: Sequence[Part]) -> None:
+        rows = sum(stop - start for _, start, stop in parts)
+        shape = (rows, *tensor.shape[1:])
+        self.shapes[index, : len(shape)] = shape
+        found = [arrays[tensor.name][start:stop] for arrays, start, stop in parts]
+        np.concatenate(found, out=self.place(tensor, shape))
+
+    def choose(self, chosen: bytes) -> None:
+        """Say which outputs are asked for."""
+        self._memory[self._chosen : self._chosen + len(chosen)] = chosen
+
+    def read_choice(self) -> bytes:
+        """Return what :meth:`choose` said."""
+        return self._memory[self._chosen : self._chosen + len(self._plan.outputs)]
+
+    def read_outputs(self, chosen: bytes = b"") -> dict[str, Array]:
+        """Return copies of the outputs asked for.
 
         Raises:
-            RingError: The worker wrote a shape that does not fit the spec or its place.
+            RingError: The worker wrote a shape, or strings, that do not fit the spec or their place.
         """
         claimed = self.shapes[len(self._plan.inputs) :].tolist()  # once: the worker may change it at any moment
         outputs = {}
-        for tensor, sizes in zip(self._plan.outputs, claimed, strict=True):
-            shape = tuple(sizes[: len(tensor.shape)])
+        for index, tensor in enumerate(self._plan.outputs):
+            if chosen and not chosen[index]:
+                continue
+            shape = tuple(claimed[index][: len(tensor.shape)])
             reason = tensor.unfit(shape)
             if reason is not None:
                 raise RingError(f"output {tensor.name!r} {reason}")
-            outputs[tensor.name] = self.place(tensor, shape).copy()
+            outputs[tensor.name] = self.read_strings(tensor, shape) if tensor.is_text else self._copy(tensor, shape)
         return outputs
+
+    def _copy(self, tensor: Tensor, shape: Shape) -> Array:
+        return self.place(tensor, shape).copy()
+
+    def read_strings(self, tensor: Tensor, shape: Shape) -> Array:
+        """Return a copy of a tensor of strings as bytes.
+
+        Raises:
+            RingError: Lengths and place do not agree.
+        """
+        at = self._start + tensor.offset
+        total = _TOTAL.unpack_from(self._memory, at)[0]
+        if total > tensor.capacity - _TOTAL.size:
+            raise RingError(f"tensor {tensor.name!r} claims {total} bytes, limit {tensor.capacity - _TOTAL.size}")
+        packed = self._memory[at + _TOTAL.size : at + _TOTAL.size + total]  # a copy, and only then looked at
+        found = np.empty(math.prod(shape), _TEXT)
+        found[:] = _unpacked(tensor, packed, len(found))
+        return found.reshape(shape)
+
+    def _write_strings(self, tensor: Tensor, values: Sequence[bytes]) -> None:
+        packed = b"".join(part for value in values for part in (_LENGTH.pack(len(value)), value))
+        most = tensor.capacity - _TOTAL.size
+        if len(packed) > most:
+            raise InvalidRequest(f"the strings of {tensor.name!r} take {len(packed)} bytes, limit {most}")
+        at = self._start + tensor.offset
+        self._memory[at : at + _TOTAL.size] = _TOTAL.pack(len(packed))
+        self._memory[at + _TOTAL.size : at + _TOTAL.size + len(packed)] = packed
 
     def read_shape(self, index: int, tensor: Tensor) -> Shape:
         """Return the shape the agent wrote for a tensor of the plan, inputs first."""
         return tuple(self.shapes[index, : len(tensor.shape)].tolist())
 
     def write_output(self, index: int, tensor: Tensor, array: Array) -> None:
-        """Copy an output into the area.
+        """Copy an output into the area; strings come as ``str``.
 
         Raises:
             RingError: It does not fit its spec or place.
         """
         reason = tensor.unfit(array.shape)
         if array.dtype != tensor.dtype:
-            reason = f"is {array.dtype}, the release says {tensor.dtype}"
+            reason = f"is {array.dtype}, the release says {tensor.kind}"
         if reason is not None:
             raise RingError(f"output {tensor.name!r} {reason}")
         self.shapes[len(self._plan.inputs) + index, : array.ndim] = array.shape
-        np.copyto(self.place(tensor, array.shape), array)
+        if not tensor.is_text:
+            np.copyto(self.place(tensor, array.shape), array)
+            return
+        try:
+            self._write_strings(tensor, [str(value).encode() for value in array.flat])
+        except InvalidRequest as exc:
+            raise RingError(str(exc)) from exc
 
     def write_text(self, text: str) -> None:
         """Leave words for the agent, cut to :data:`TEXT_BYTES`."""
@@ -273,6 +376,32 @@ class Area:
         """Return the worker's words, printable characters only."""
         raw = self._memory[self._text : self._text + TEXT_BYTES].rstrip(b"\0")
         return "".join(c if c.isprintable() else " " for c in raw.decode("utf-8", "replace"))
+
+
+def _encoded(tensor: Tensor, array: Array) -> list[bytes]:
+    values = array.ravel().tolist()
+    for index, value in enumerate(values):
+        if not isinstance(value, bytes):
+            raise InvalidRequest(f"element {index} of {tensor.name!r} is {type(value).__name__}, strings come as bytes")
+        try:
+            value.decode()
+        except UnicodeDecodeError as exc:  # the runtime would take it and fail when it reads it back
+            raise InvalidRequest(f"element {index} of {tensor.name!r} is no UTF-8: {exc.reason}") from exc
+    return values
+
+
+def _unpacked(tensor: Tensor, packed: bytes, count: int) -> list[bytes]:
+    values, at = [], 0
+    try:
+        for _ in range(count):
+            (length,) = _LENGTH.unpack_from(packed, at)
+            at += _LENGTH.size + length
+            values.append(packed[at - length : at])
+    except struct.error as exc:
+        raise RingError(f"tensor {tensor.name!r} has fewer than {count} strings in {len(packed)} bytes") from exc
+    if at != len(packed):
+        raise RingError(f"tensor {tensor.name!r} has {count} strings in {at} bytes of {len(packed)}")
+    return values
 
 
 def _row_shaped(plan: Plan) -> list[Tensor]:

@@ -13,7 +13,7 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from enum import StrEnum
@@ -22,8 +22,10 @@ from pathlib import Path
 from vedette.agent.adapters.blobs import Blobs
 from vedette.agent.adapters.facts import runtime_versions
 from vedette.agent.adapters.ring import Array, Plan
+from vedette.agent.adapters.runner import Retired, Runner, Strike
 from vedette.agent.adapters.state import State
-from vedette.agent.adapters.worker import Retired, Runner, Strike, Worker, WorkerSettings
+from vedette.agent.adapters.worker import RowPace, Worker, WorkerSettings
+from vedette.agent.adapters.worker_process import Child
 from vedette.agent.domain.clock import Clock
 from vedette.agent.domain.errors import (
     AgentError,
@@ -245,7 +247,7 @@ class Serving:
     def worker_pids(self) -> tuple[int, ...]:
         """The worker processes, for accounts of memory and CPU."""
         models = [model for slot in self._slots.values() for model in (slot.model, slot.loaded) if model]
-        return tuple(model.runner.pid for model in models if model.runner.pid is not None)
+        return tuple(pid for model in models for pid in model.runner.pids)
 
     @property
     def quarantine(self) -> Mapping[str, str]:
@@ -270,6 +272,7 @@ class Serving:
         slot: str,
         inputs: Mapping[str, Array],
         *,
+        outputs: Sequence[str] = (),
         is_counted: bool = True,
         priority: Priority = Priority.FLOW,
         deadline_s: float | None = None,
@@ -278,7 +281,8 @@ class Serving:
 
         Args:
             slot: Where.
-            inputs: Arrays by input name.
+            inputs: Arrays by input name; strings as object arrays of ``bytes``.
+            outputs: Those asked for; none is all.
             is_counted: Whether its rows are work; what explains a verdict is not.
             priority: Who is answered first, and refused last, where not all can be.
             deadline_s: How long the caller waits; None is as long as the model's own pace allows a batch.
@@ -291,19 +295,21 @@ class Serving:
             ModelFailed, OutOfMemory, WorkerTimeout, WorkerCrashed: This request got no answer; others do.
         """
         if deadline_s is None:
-            return await self._infer(slot, inputs, is_counted, priority)
+            return await self._infer(slot, inputs, outputs, is_counted, priority)
         try:
             async with asyncio.timeout(deadline_s):
-                return await self._infer(slot, inputs, is_counted, priority)
+                return await self._infer(slot, inputs, outputs, is_counted, priority)
         except TimeoutError as exc:
             raise DeadlineExceeded(f"no answer in {deadline_s:g} s, the caller's deadline") from exc
 
-    async def _infer(self, slot: str, inputs: Mapping[str, Array], is_counted: bool, priority: Priority) -> Answer:
+    async def _infer(
+        self, slot: str, inputs: Mapping[str, Array], outputs: Sequence[str], is_counted: bool, priority: Priority
+    ) -> Answer:
         started = time.perf_counter()
         while True:
             model = self.active(slot) or await self.successor(slot)
             try:
-                outputs = await model.runner.infer(inputs, priority=priority)
+                found = await model.runner.infer(inputs, outputs=outputs, priority=priority)
             except Retired as exc:
                 if self.active(slot) is model:
                     raise NoActiveModel(f"slot {slot!r} is being stopped") from exc
@@ -316,7 +322,7 @@ class Serving:
             latency_ms = (time.perf_counter() - started) * 1e3
             if is_counted:
                 model.stats.add(_rows(inputs), latency_ms)
-            return Answer(outputs, model.release, model.build_digest, latency_ms)
+            return Answer(found, model.release, model.build_digest, latency_ms)
 
     async def successor(self, slot: str) -> ActiveModel:
         """Wait for the build that takes a fallen one's place."""
@@ -549,10 +555,12 @@ class Serving:
             release.inputs, release.outputs, max_rows=settings.max_rows, variable_bytes=settings.variable_bytes
         )
 
+        pace = RowPace()
+
         async def spawn() -> Worker:
             model = await asyncio.to_thread(self.blobs.sealed, wanted.blob)
             try:
-                return await Worker.start(model, plan, settings, workdir=self._workdir)
+                return await Worker.start(model, plan, settings, self._spawn, pace)
             finally:
                 os.close(model)
 
@@ -565,17 +573,21 @@ class Serving:
             await runner.start()
         return runner
 
+    async def _spawn(self) -> Child:
+        settings = self._settings.worker
+        return await Child.start(self._workdir, settings.load_timeout_s, settings.admit)
+
     async def _self_test(self, runner: Runner, build: SlotAssignment, release: Release) -> None:
         """Run the golden samples, which also warms the worker for one row and for many."""
         golden = Golden.from_bytes(await asyncio.to_thread(self.blobs.read, release.golden))
         wanted = release.build(build.build)
-        deadline_s = self._settings.worker.test_deadline_s
-        got = await runner.infer(golden.inputs, deadline_s=deadline_s)
+        limit_s = self._settings.worker.test_deadline_s
+        got = await runner.infer(golden.inputs, limit_s=limit_s)
         found = mismatch(golden.outputs, got, wanted.tolerance) if wanted else "no such build"
         if found is not None:
             raise InstallFailed(InstallCode.SELF_TEST_FAILED, found)
         if all(spec.shape[:1] == (-1,) for spec in release.inputs):
-            await runner.infer({name: array[:1] for name, array in golden.inputs.items()}, deadline_s=deadline_s)
+            await runner.infer({name: array[:1] for name, array in golden.inputs.items()}, limit_s=limit_s)
 
     async def _bring_up(self, slot: _Slot) -> bool:
         """Make the stored active build answer, or the one before it; return False when the host did not allow it."""

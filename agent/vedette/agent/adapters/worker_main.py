@@ -54,6 +54,7 @@ _ORT_TYPES = {
     "tensor(double)": "float64",
     "tensor(float16)": "float16",
     "tensor(bool)": "bool",
+    "tensor(string)": "bytes",
     **{f"tensor({name}{bits})": f"{name}{bits}" for name in ("int", "uint") for bits in (8, 16, 32, 64)},
 }
 
@@ -151,8 +152,12 @@ class Model:
         self._runtime: Any = onnxruntime
         self._plan = plan
         self.areas = areas
-        self._bindings: dict[tuple[int, tuple[Shape, ...]], Any] = {}
-        self._bind_outputs = all(tensor.row_shaped or -1 not in tensor.shape for tensor in plan.outputs)
+        self._bindings: dict[tuple[int, tuple[Shape, ...], bytes], Any] = {}
+        self._written: dict[int, object] = {}  # of each area, what its output shapes were written for
+        tensors = (*plan.inputs, *plan.outputs)
+        self._binds = all(t.row_shaped or -1 not in t.shape for t in plan.outputs) and not any(
+            t.is_text for t in tensors
+        )
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
@@ -164,75 +169,95 @@ class Model:
         self._session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
         _check_tensors("input", plan.inputs, self._session.get_inputs(), exact=True)
         _check_tensors("output", plan.outputs, self._session.get_outputs(), exact=False)
+        self._options = self._made_options()
 
-    def run(self, area: int, deadline_s: float, watchdog: Watchdog) -> None:
-        """Answer the batch in an area.
-
-        Raises:
-            ModelError: It failed.
-        """
+    def _made_options(self) -> Any:
         options = self._runtime.RunOptions()
         options.log_severity_level = 4
         # onnxruntime 1.32 looks this entry up at each bound run; where it is absent that costs a C++ exception, 30 us.
         options.add_run_config_entry("gpu_graph_id", "-1")
+        return options
+
+    def run(self, area: int, chosen: bytes, deadline_s: float, watchdog: Watchdog) -> None:
+        """Answer the batch in an area, with the outputs asked for.
+
+        Raises:
+            ModelError: It failed.
+        """
+        options = self._options
         watchdog.begin(options, deadline_s)
         stopped = False
         try:
             try:
-                self._run(area, options)
+                self._run(area, chosen, options)
             finally:
                 stopped = watchdog.end()
+                if stopped:
+                    self._options = self._made_options()  # the word to stop stays in them
         except (RingError, MemoryError) as exc:
             kind = Failure.OUTPUT if isinstance(exc, RingError) else Failure.MEMORY
             raise ModelError(kind, str(exc) or "out of memory") from exc
         except Exception as exc:  # onnxruntime raises RuntimeError and its own classes, which share no other base
             raise ModelError(Failure.TIMEOUT if stopped else _failure_of(exc, Failure.MODEL), str(exc)) from exc
 
-    def _run(self, area: int, options: Any) -> None:
-        shapes = tuple(self.areas[area].read_shape(index, t) for index, t in enumerate(self._plan.inputs))
-        if self._bind_outputs:
+    def _run(self, area: int, chosen: bytes, options: Any) -> None:
+        place = self.areas[area]
+        shapes = tuple(place.read_shape(index, t) for index, t in enumerate(self._plan.inputs))
+        if self._binds:
             try:
-                self._run_bound(area, shapes, options)
+                self._run_bound(area, shapes, chosen, options)
                 return
             except Exception as exc:
                 if _OTHER_SHAPE not in str(exc):
                     raise
                 # The rows of an output are not the rows of the inputs (a detector's boxes): let the runtime allocate.
-                self._bind_outputs = False
+                self._binds = False
                 self._bindings.clear()
-        self._run_copied(area, shapes, options)
+        self._run_copied(area, shapes, chosen, options)
 
-    def _run_bound(self, area: int, shapes: tuple[Shape, ...], options: Any) -> None:
-        binding = self._bindings.get((area, shapes))
+    def _run_bound(self, area: int, shapes: tuple[Shape, ...], chosen: bytes, options: Any) -> None:
+        key = (area, shapes, chosen)
+        binding = self._bindings.get(key)
         if binding is None:
             if len(self._bindings) >= _MOST_BINDINGS:
                 self._bindings.clear()
-            binding = self._bindings[area, shapes] = self._bound(area, shapes)
+            binding = self._bindings[key] = self._bound(area, shapes, chosen)
         self._session.run_with_iobinding(binding, options)
-        rows = _rows(self._plan.inputs, shapes)
-        place = self.areas[area]
-        for index, tensor in enumerate(self._plan.outputs, len(self._plan.inputs)):
-            place.shapes[index, : len(tensor.shape)] = _with_rows(tensor, rows)
+        if self._written.get(area) != shapes:
+            rows = _rows(self._plan.inputs, shapes)
+            for index, tensor in enumerate(self._plan.outputs, len(self._plan.inputs)):
+                self.areas[area].shapes[index, : len(tensor.shape)] = _with_rows(tensor, rows)
+            self._written[area] = shapes
 
-    def _bound(self, area: int, shapes: tuple[Shape, ...]) -> Any:
+    def _bound(self, area: int, shapes: tuple[Shape, ...], chosen: bytes) -> Any:
         binding = self._session.io_binding()
         rows = _rows(self._plan.inputs, shapes)
         place = self.areas[area]
         for tensor, shape in zip(self._plan.inputs, shapes, strict=True):
             at = place.place(tensor, shape).ctypes.data
             binding.bind_input(tensor.name, "cpu", 0, tensor.dtype.type, shape, at)
-        for tensor in self._plan.outputs:
+        for tensor in self._plan.asked(chosen):
             shape = _with_rows(tensor, rows)
             at = place.place(tensor, shape).ctypes.data
             binding.bind_output(tensor.name, "cpu", 0, tensor.dtype.type, shape, at)
         return binding
 
-    def _run_copied(self, area: int, shapes: tuple[Shape, ...], options: Any) -> None:
+    def _run_copied(self, area: int, shapes: tuple[Shape, ...], chosen: bytes, options: Any) -> None:
         place = self.areas[area]
-        feeds = {t.name: place.place(t, shape) for t, shape in zip(self._plan.inputs, shapes, strict=True)}
-        outputs = self._session.run([tensor.name for tensor in self._plan.outputs], feeds, options)
-        for index, (tensor, array) in enumerate(zip(self._plan.outputs, outputs, strict=True)):
+        feeds = {t.name: _fed(place, t, shape) for t, shape in zip(self._plan.inputs, shapes, strict=True)}
+        asked = [(index, t) for index, t in enumerate(self._plan.outputs) if not chosen or chosen[index]]
+        outputs = self._session.run([tensor.name for _, tensor in asked], feeds, options)
+        for (index, tensor), array in zip(asked, outputs, strict=True):
             place.write_output(index, tensor, array)
+
+
+def _fed(place: Area, tensor: Tensor, shape: Shape) -> Any:
+    """Return an input as the runtime takes it; of strings it wants ``str``."""
+    if not tensor.is_text:
+        return place.place(tensor, shape)
+    values = place.read_strings(tensor, shape)
+    values.reshape(-1)[:] = [value.decode() for value in values.flat]
+    return values
 
 
 def _rows(inputs: tuple[Tensor, ...], shapes: tuple[Shape, ...]) -> int:
@@ -260,8 +285,8 @@ def _check_tensors(what: str, declared: tuple[Tensor, ...], found: list[Any], *,
         raise ModelError(Failure.REFUSED, f"the release's {what}s {missing} are not the model's {sorted(own)[:10]}")
     for tensor in declared:
         dtype = _ORT_TYPES.get(own[tensor.name].type, own[tensor.name].type)
-        if dtype != str(tensor.dtype):
-            raise ModelError(Failure.REFUSED, f"{what} {tensor.name!r} is {dtype}, the release says {tensor.dtype}")
+        if dtype != tensor.kind:
+            raise ModelError(Failure.REFUSED, f"{what} {tensor.name!r} is {dtype}, the release says {tensor.kind}")
         shape = own[tensor.name].shape
         if len(shape) != len(tensor.shape) or any(
             isinstance(size, int) and want not in (-1, size) for size, want in zip(shape, tensor.shape, strict=True)
@@ -296,16 +321,16 @@ def _load(setup: Mapping[str, Any], ring: int, model: int) -> Model:
 
 
 def _answer(model: Model, record: bytes, watchdog: Watchdog) -> bytes:
-    kind, area, _, request, deadline_us = RECORD.unpack(record)
+    kind, area, is_chosen, request, deadline_us = RECORD.unpack(record)
     if kind != Kind.RUN or area >= AREAS:
         raise RingError(f"record of kind {kind} for area {area}")
     started = time.perf_counter_ns()
     try:
-        model.run(area, deadline_us / 1e6, watchdog)
+        model.run(area, model.areas[area].read_choice() if is_chosen else b"", deadline_us / 1e6, watchdog)
     except ModelError as exc:
         model.areas[area].write_text(str(exc))
         return RECORD.pack(Kind.FAILED, area, exc.failure, request, 0)
-    return RECORD.pack(Kind.DONE, area, 0, request, (time.perf_counter_ns() - started) // 1000)
+    return RECORD.pack(Kind.DONE, area, 0, request, time.perf_counter_ns() - started)
 
 
 def serve(doorbell: socket.socket) -> None:
