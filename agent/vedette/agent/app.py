@@ -18,11 +18,12 @@ import os
 import resource
 import signal
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AsyncExitStack, contextmanager, suppress
 from datetime import timedelta
 from http import HTTPStatus
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from vedette.agent.adapters.artifacts import Downloads
@@ -45,6 +46,7 @@ from vedette.agent.adapters.pressure import Budgets, PressureWatch, StrainGauge
 from vedette.agent.adapters.reconciler import Reconciler, current_status
 from vedette.agent.adapters.serving import EventKind, Serving, ServingEvent, ServingSettings
 from vedette.agent.adapters.spool import Spool
+from vedette.agent.adapters.standing import flow_standing, model_standing, pressure_standing, process_standing
 from vedette.agent.adapters.state import State
 from vedette.agent.adapters.telemetry import Reporter
 from vedette.agent.adapters.templates import TemplateFile
@@ -522,6 +524,16 @@ class Agent:
             status=current_status(self._state, self._serving.statuses(), self._conditions, self._clock),
             counters=self._figures.counters(),
             sinks=self._sinks.report(),
+            process=process_standing(self._clock),
+            flows=flow_standing(self._settings, self._collector, self._pipeline),
+            models=model_standing(self._serving, self._clock, self._settings.budget.memory_bytes),
+            quarantine=dict(self._serving.quarantine),
+            spool={
+                "waiting_bytes": self._spool.bytes_waiting,
+                "budget_bytes": self._settings.telemetry.spool_bytes,
+                "batches_dropped": self._spool.batches_dropped,
+            },
+            pressure=pressure_standing(self._pressure),
             download_bytes_per_s=self._figures.downloads.bytes_per_s if self._figures.downloads else 0.0,
         )
         return json.dumps(report).encode()
@@ -637,14 +649,15 @@ def _stored(settings: Settings) -> Report:
         return _at_rest(settings, identity, Status(agent_time=clock.now()))
     state = State(path)
     try:
-        return _at_rest(
-            settings, identity, current_status(state, tuple(_stored_slots(state)), Conditions(clock), clock)
-        )
+        status = current_status(state, tuple(_stored_slots(state)), Conditions(clock), clock)
+        return _at_rest(settings, identity, status, {build: one.reason for build, one in state.quarantine.items()})
     finally:
         state.close()
 
 
-def _at_rest(settings: Settings, identity: Identity | None, status: Status) -> Report:
+def _at_rest(
+    settings: Settings, identity: Identity | None, status: Status, quarantine: Mapping[str, str] = MappingProxyType({})
+) -> Report:
     return status_report(
         is_running=False,
         name=identity.name if identity else settings.name,
@@ -653,6 +666,7 @@ def _at_rest(settings: Settings, identity: Identity | None, status: Status) -> R
         link={"state": "not running", "address": ", ".join(identity.addresses) if identity else ""},
         status=status,
         counters={},
+        quarantine=quarantine,
     )
 
 

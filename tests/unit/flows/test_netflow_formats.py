@@ -422,3 +422,11 @@ def test_status_says_how_far_an_exporters_clock_is_from_ours() -> None:
 
     (status,) = decoder.status()
     assert (status.clock_ahead_ms, status.heard_ms, status.records) == (-60_000, EXPORT_MS + 60_000, 1)
+
+
+def test_status_names_the_templates_that_data_came_for_until_they_come() -> None:
+    decoder = FlowDecoder()
+    decoder.decode(export(9, packet_set(300, v4_flow()), packet_set(301, v4_flow())), "10.0.0.1", 0)
+    assert [status.missing for status in decoder.status()] == [(300, 301)]
+    decoder.decode(export(9, template_set(9, template(300, *V4_FLOW))), "10.0.0.1", 0)
+    assert [status.missing for status in decoder.status()] == [(301,)]

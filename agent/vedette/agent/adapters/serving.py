@@ -129,6 +129,7 @@ class ActiveModel:
         self.release = release
         self.runner = runner
         self.stats = ModelStats()
+        self.tested_s: float | None = None  # monotonic, of the self-test that its worker passed
         runner.on_batch = self.stats.add_batch
 
     @property
@@ -542,6 +543,7 @@ class Serving:
                 raise InstallFailed(_code(exc), str(exc)) from exc
             raise
         model = ActiveModel(build, release, runner)
+        model.tested_s = self._clock.monotonic() if golden else None
         runner.on_strike = lambda strike: self._struck(slot, model, strike)
         return model
 

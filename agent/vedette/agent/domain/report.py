@@ -6,11 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from enum import StrEnum
+from types import MappingProxyType
 from typing import Any
 
 from vedette.wire.values import Status
 
 Report = dict[str, Any]
+_NOTHING: Mapping[str, Any] = MappingProxyType({})
 _MIB = 2**20
 
 
@@ -24,9 +26,33 @@ def status_report(
     status: Status,
     counters: Mapping[str, int | float],
     sinks: Sequence[Mapping[str, Any]] = (),
+    process: Mapping[str, Any] = _NOTHING,
+    flows: Mapping[str, Any] = _NOTHING,
+    models: Mapping[str, Mapping[str, Any]] = _NOTHING,
+    quarantine: Mapping[str, str] = _NOTHING,
+    spool: Mapping[str, Any] = _NOTHING,
+    pressure: Mapping[str, Any] = _NOTHING,
     download_bytes_per_s: float = 0.0,
 ) -> Report:
-    """Return the report that ``status --output json`` prints."""
+    """Return the report that ``status --output json`` prints; docs/agent.md lists its keys.
+
+    Args:
+        is_running: Whether the agent itself says it; else it is read from the disk, and what only runs is empty.
+        name: Of the appliance.
+        agent_id: "" before it is enrolled.
+        version: Of the program.
+        link: Where the link stands.
+        status: As the controller gets it.
+        counters: By plain names.
+        sinks: How each stands.
+        process: The agent's process and clock.
+        flows: The flow port and its exporters.
+        models: What the active build of each slot costs, by slot.
+        quarantine: Builds that are not tried again, with the reason.
+        spool: Telemetry that waits.
+        pressure: What is given up.
+        download_bytes_per_s: Of models.
+    """
     return {
         "running": is_running,
         "name": name,
@@ -39,10 +65,15 @@ def status_report(
             "failed": status.failed_sequence,
             "running": status.running_sequence,
         },
-        "slots": {slot.slot: _plain(asdict(slot)) for slot in status.slots},
+        "slots": {slot.slot: _plain(asdict(slot)) | dict(models.get(slot.slot, {})) for slot in status.slots},
         "conditions": [_plain(asdict(condition)) for condition in status.conditions],
         "counters": dict(counters),
         "sinks": [dict(sink) for sink in sinks],
+        "process": dict(process),
+        "flows": dict(flows),
+        "quarantine": dict(quarantine),
+        "spool": dict(spool),
+        "pressure": dict(pressure),
         "download_bytes_per_s": round(download_bytes_per_s),
     }
 

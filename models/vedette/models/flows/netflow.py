@@ -61,6 +61,7 @@ _V5 = Layout(
     version=5,
 )  # fmt: skip
 _REMEMBERED_EVICTED = 4096
+_REMEMBERED_MISSING = 16
 _SAVED_FORM = 1
 
 
@@ -113,6 +114,7 @@ class ExporterStatus:
     sampling: int
     samplers: Mapping[int, int]  # rate by the id of a sampler
     templates: int
+    missing: tuple[int, ...] = ()  # ids of templates whose data came and whose definition has not, a few of them
 
 
 @dataclass(slots=True, eq=False)
@@ -142,6 +144,7 @@ class _State:
     next_sequence: int | None = None
     has_defined: bool = False  # a template set came
     templates: dict[int, Template] = field(default_factory=dict)  # the longest not refreshed first
+    missing: set[int] = field(default_factory=set)  # of data that could not be read since this state began
 
     def status(self) -> ExporterStatus:
         return ExporterStatus(
@@ -157,6 +160,7 @@ class _State:
             self.sampling or self.shared.sampling,
             self.samplers or self.shared.samplers,
             len(self.templates),
+            tuple(sorted(self.missing - self.templates.keys())),
         )
 
 
@@ -408,6 +412,8 @@ class FlowDecoder:
         state = source.state
         template = state.templates.get(set_id) or self._of_other_ports(state, set_id, len(body))
         if template is None:
+            if len(state.missing) < _REMEMBERED_MISSING:
+                state.missing.add(set_id)
             self.counters.unknown_template_sets += 1
             self.counters.unknown_template_bytes += len(body)
             return 0
