@@ -397,22 +397,24 @@ def test_same_template_id_of_other_domains_versions_and_addresses_are_other_temp
     assert decoder.counters.unknown_template_sets == 1
 
 
-def test_sequence_gap_is_suspected_once_and_only_where_the_numbers_break() -> None:
+def test_each_version_counts_what_its_standard_says() -> None:
     decoder = FlowDecoder()
     flow = packet_set(256, v4_flow(), v4_flow())
+    template_only = (v9(template_set(9, template(256, *V4_FLOW))), ipfix(template_set(10, template(256, *V4_FLOW))))
     packets = [
-        *(v5(v5_record(), v5_record(), sequence=number) for number in (2**32 - 2, 0, 2, 9)),
-        v9(template_set(9, template(256, *V4_FLOW)), sequence=5),
-        *(v9(flow, sequence=number) for number in (6, 7, 9)),
-        ipfix(template_set(10, template(256, *V4_FLOW)), sequence=5),
-        *(ipfix(flow, sequence=number) for number in (5, 7, 10)),
+        *template_only,
+        *(v5(v5_record(), v5_record(), sequence=number % 2**32) for number in (*range(-10, 10, 2), 17)),
+        *(v9(flow, sequence=number) for number in (*range(1, 11), 12)),
+        *(ipfix(flow, sequence=number) for number in (*range(0, 20, 2), 23)),
     ]
 
     for packet in packets:
         decoder.decode(packet, "192.0.2.1", 0)
 
-    assert [status.sequence_gaps for status in decoder.status()] == [1, 1, 1]
-    assert decoder.counters.sequence_gaps == 3
+    # Two records missed, or one datagram, might be another way of counting them; seven records might not.
+    told = {status.exporter.version: (status.counting, status.sequence_gaps) for status in decoder.status()}
+    assert told == {5: ("flows", 1), 9: ("datagrams", 0), 10: ("records", 1)}
+    assert decoder.counters.sequence_gaps == 2
 
 
 def test_status_says_how_far_an_exporters_clock_is_from_ours() -> None:

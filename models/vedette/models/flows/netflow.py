@@ -12,7 +12,7 @@ Rules:
       back, and so change features. What a restart would lose that way is kept by :meth:`FlowDecoder.dump_templates`.
     - The last definition of a template counts; one that is refused takes the earlier one away, because data that
       follows is no longer laid out that way.
-    - A sequence gap is suspected loss, not proof: softflowd counts otherwise than the standards say.
+    - A sequence gap is suspected loss, not proof; numbers that count nothing are told apart (``sequence``).
     - An exporter's sampling rate is that of its last option record. Records that name a sampler have the rate that
       option records gave it, records that state their own have that; a new rate holds for what comes after it.
 
@@ -40,6 +40,7 @@ import numpy as np
 from vedette.models.flows.datagrams import Datagram
 from vedette.models.flows.layouts import MAX_TIME_MS, UPTIME_UNKNOWN, Chunk, Field, Layout
 from vedette.models.flows.records import FLOW_RECORD, FlowRecords, empty
+from vedette.models.flows.sequence import Counting, Sequence
 from vedette.models.flows.templates import Limits, NetflowError, Reason, Template, Withdrawal, read_templates
 
 _V5_HEADER = struct.Struct(">HHIIIIBBH")
@@ -108,6 +109,10 @@ class ExporterStatus:
     datagrams: int
     records: int
     sequence_gaps: int  # suspected only, see the module
+    sequence_lost: int  # in those gaps, in units of ``counting``
+    sequence_late: int  # datagrams that came late or twice
+    counting: Counting | None  # what its numbers count; None while that is judged or when they are not credible
+    is_credible: bool | None  # whether its numbers say what is lost; None while that is judged
     heard_ms: int  # receiver's clock, Unix ms
     clock_ahead_ms: int  # export time of the last datagram less the receiver's clock
     boot_ms: int  # 0: not said
@@ -133,15 +138,14 @@ class _State:
     exporter: Exporter
     source_port: int
     shared: _Shared
+    sequence: Sequence
     datagrams: int = 0
     records: int = 0
-    sequence_gaps: int = 0
     heard_ms: int = 0
     clock_ahead_ms: int = 0
     boot_ms: int = 0  # 0: not said
     sampling: int = 0  # 0: not said
     samplers: Mapping[int, int] = field(default_factory=dict)  # as in _Shared
-    next_sequence: int | None = None
     has_defined: bool = False  # a template set came
     templates: dict[int, Template] = field(default_factory=dict)  # the longest not refreshed first
     missing: set[int] = field(default_factory=set)  # of data that could not be read since this state began
@@ -153,7 +157,11 @@ class _State:
             self.source_port,
             self.datagrams,
             self.records,
-            self.sequence_gaps,
+            self.sequence.gaps,
+            self.sequence.lost,
+            self.sequence.late,
+            self.sequence.counting,
+            self.sequence.is_credible,
             self.heard_ms,
             self.clock_ahead_ms,
             self.boot_ms or self.shared.boot_ms,
@@ -328,7 +336,7 @@ class FlowDecoder:
         export_ms = seconds * 1000 + nanoseconds // 1_000_000
         state = self._heard(datagram, 5, engine_type << 8 | engine, export_ms)
         state.sampling = sampling & 0x3FFF or 1  # the two high bits say how it samples
-        self._check_sequence(state, sequence, count)
+        self.counters.sequence_gaps += state.sequence.take(sequence, count, count)
         whole = min(count, (len(payload) - _V5_HEADER.size) // _V5.bytes)
         if whole:
             body = payload[_V5_HEADER.size : _V5_HEADER.size + whole * _V5.bytes]
@@ -342,8 +350,7 @@ class FlowDecoder:
         _check_header(payload, _V9_HEADER)
         _, _, uptime, seconds, sequence, source_id = _V9_HEADER.unpack_from(payload)
         state = self._heard(datagram, 9, source_id, seconds * 1000)
-        self._check_sequence(state, sequence, 1)
-        self._take_sets(batch, payload, _V9_HEADER.size, _Source(state, seconds * 1000, uptime))
+        self._take_message(batch, payload, _V9_HEADER.size, _Source(state, seconds * 1000, uptime), sequence)
 
     def _take_ipfix(self, batch: _Batch, datagram: Datagram) -> None:
         payload = datagram.payload
@@ -353,16 +360,27 @@ class FlowDecoder:
             raise NetflowError(Reason.LENGTH, "length of an IPFIX message", length, _IPFIX_HEADER.size)
         state = self._heard(datagram, 10, domain, seconds * 1000)
         message = payload if length == len(payload) else payload[:length]
-        unknown, seen = self.counters.unknown_template_sets, None
-        try:
-            source = _Source(state, seconds * 1000, UPTIME_UNKNOWN)
-            seen = self._take_sets(batch, message, _IPFIX_HEADER.size, source)
-        finally:
-            # Without its templates, or where it is broken, nobody knows how many records the message holds.
-            has_unknown = unknown != self.counters.unknown_template_sets
-            self._check_sequence(state, sequence, None if has_unknown else seen)
+        self._take_message(batch, message, _IPFIX_HEADER.size, _Source(state, seconds * 1000, UPTIME_UNKNOWN), sequence)
         if length != len(payload):
             raise NetflowError(Reason.LENGTH, "length of an IPFIX message", length, len(payload))
+
+    def _take_message(self, batch: _Batch, message: bytes, offset: int, source: _Source, sequence: int) -> None:
+        """Take the sets of one message and its sequence number.
+
+        Raises:
+            NetflowError: As :meth:`_take_sets`.
+        """
+        unknown, before = self.counters.unknown_template_sets, batch.total
+        flows = seen = None
+        try:
+            seen = self._take_sets(batch, message, offset, source)
+        finally:
+            # Without its templates, or where it is broken, nobody knows how many records the message holds.
+            if seen is not None and unknown == self.counters.unknown_template_sets:
+                flows = batch.total - before
+            else:
+                seen = None
+            self.counters.sequence_gaps += source.state.sequence.take(sequence, flows, seen)
 
     def _take_sets(self, batch: _Batch, message: bytes, offset: int, source: _Source) -> int:
         """Take the sets of one message and return how many data records, options included, they hold.
@@ -540,7 +558,8 @@ class FlowDecoder:
             shared = self._shared[name] = _Shared(self._next_index)
             self._names[self._next_index] = name
             self._next_index += 1
-        state = self._states[name, source_port] = _State(name, source_port, shared)
+        state = _State(name, source_port, shared, Sequence(name.version))
+        self._states[name, source_port] = state
         shared.states.append(state)
         self._states_at[name.address] += 1
         return state
@@ -560,13 +579,6 @@ class FlowDecoder:
         self._evicted.append(shared.index)
         if len(self._evicted) > _REMEMBERED_EVICTED:
             del self._names[self._evicted.popleft()]
-
-    def _check_sequence(self, state: _State, sequence: int, advance: int | None) -> None:
-        """Count a gap when ``sequence`` does not follow; ``advance`` leads to the next, None when nobody knows."""
-        if state.next_sequence is not None and sequence != state.next_sequence:
-            state.sequence_gaps += 1
-            self.counters.sequence_gaps += 1
-        state.next_sequence = None if advance is None else (sequence + advance) & _UINT32
 
     def _note(self, error: NetflowError, address: str) -> None:
         self.counters.malformed[error.reason] += 1
