@@ -14,7 +14,6 @@ import pytest
 from tests.support.captures import capture_datagrams
 from vedette.agent.adapters.collector import Collector, CollectorFailed
 from vedette.agent.adapters.templates import TemplateFile
-from vedette.models.flows.datagrams import Datagram
 from vedette.models.flows.netflow import FlowDecoder
 
 
@@ -128,15 +127,28 @@ def test_readiness_is_told_when_the_queue_stops_being_empty() -> None:
         assert bench.ready.wait(10.0)
 
 
-async def test_templates_survive_a_restart_and_a_damaged_file_is_left(tmp_path: Path) -> None:
+async def test_after_a_restart_not_one_record_is_missed(tmp_path: Path) -> None:
     datagrams = capture_datagrams("base/softflowd-v9")
-    first = FlowDecoder()
-    records = len(first.decode_many(datagrams))
-    saved = TemplateFile(tmp_path / "templates.json", first)
+    whole = FlowDecoder()
+    whole.decode_many(datagrams[:700])
+    saved = TemplateFile(tmp_path / "templates.json", whole)
     await asyncio.to_thread(saved.save)
-    second = FlowDecoder()
-    TemplateFile(tmp_path / "templates.json", second).load()
-    without = [Datagram(*d) for d in datagrams if second.counters.templates_defined]
-    assert len(second.decode_many(without[1:])) > records * 0.9
-    (tmp_path / "templates.json").write_bytes(b"{")
-    TemplateFile(tmp_path / "templates.json", FlowDecoder()).load()
+    later = FlowDecoder()
+    TemplateFile(tmp_path / "templates.json", later).load()
+    assert later.decode_many(datagrams[700:]).tobytes() == whole.decode_many(datagrams[700:]).tobytes()
+    assert later.counters.unknown_template_sets == 0
+
+
+@pytest.mark.parametrize("damage", [b"{", b"", b"\xff" * 1000, b'{"form":1,"exporters":[{}]}', b'{"form":9}'])
+async def test_a_damaged_file_of_templates_is_left_and_written_anew(tmp_path: Path, damage: bytes) -> None:
+    path = tmp_path / "templates.json"
+    path.write_bytes(damage)
+    decoder = FlowDecoder()
+    saved = TemplateFile(path, decoder)
+    saved.load()
+    assert decoder.status() == []
+    decoder.decode_many(capture_datagrams("base/softflowd-v9")[:100])
+    await asyncio.to_thread(saved.save)
+    again = FlowDecoder()
+    TemplateFile(path, again).load()
+    assert [status.templates for status in again.status()] == [status.templates for status in decoder.status()] != []

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from vedette.agent.adapters.artifacts import Downloads
 from vedette.agent.adapters.collector import Collector
+from vedette.agent.adapters.exporter_figures import families_exporters
 from vedette.agent.adapters.link import Link, LinkState
 from vedette.agent.adapters.oip_counts import RequestCounts
 from vedette.agent.adapters.pipeline import FlowPipeline
@@ -110,8 +111,7 @@ class Figures:
         malformed = self._pipeline.decoder.counters.malformed
         reasons = [Sample(count, {"reason": str(reason)}) for reason, count in sorted(malformed.items())]
         yield Family("vedette_agent_datagrams_malformed_total", "counter", "Faults in datagrams.", reasons)
-        exporters = len(self._pipeline.decoder.status())
-        yield single("vedette_agent_exporters", "gauge", "Exporters known now.", exporters)
+        yield from families_exporters(self._pipeline.decoder)
         if self._collector is not None:
             where = {"queue": self._collector.counters.dropped_queue, "kernel": self._collector.counters.dropped_kernel}
             dropped = [Sample(count, {"where": place}) for place, count in where.items()]

@@ -8,10 +8,10 @@ from pathlib import Path
 from vedette.agent.adapters.files import FileTooLarge, read_file, replace_file
 from vedette.agent.domain.errors import DiskFull
 from vedette.models.flows.netflow import FlowDecoder
-from vedette.models.flows.templates import NetflowError
+from vedette.models.flows.templates import Limits, NetflowError
 
 logger = logging.getLogger(__name__)
-_MAX_BYTES = 16 * 2**20
+_MAX_BYTES = Limits().saved_bytes
 
 
 class TemplateFile:
