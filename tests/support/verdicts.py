@@ -9,6 +9,7 @@ import numpy as np
 from tests.support.flows import record
 from vedette.agent.adapters.sinks import Verdicts
 from vedette.models.flows.records import joined
+from vedette.models.verdict import ScoredBy
 
 
 def verdicts(
@@ -28,4 +29,6 @@ def verdicts(
         scores=np.array(scores or [0.9] * count),
         flagged=np.array([True] * count if flagged is None else flagged, dtype=bool),
         exporters=exporters or ["10.0.0.254"] * count,
+        by=ScoredBy("edge-7", "flow-threat", 3, "sha256:ab12"),
+        at_ms=1_795_433_861_120,
     )

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import ipaddress
 import socket
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from vedette.agent.domain.proxy import STRAIGHT, Ways, parse_direct, parse_proxy
+from vedette.agent.domain.syslog import FACILITIES, Target, parse_target
+from vedette.agent.domain.webhook import Endpoint, parse_endpoint
 from vedette.models import toml_settings as kinds
-from vedette.models.toml_settings import Option, SettingsError, load_settings, parse_address
+from vedette.models.toml_settings import Kind, Option, SettingsError, load_settings, parse_address
 
 DEFAULT_FILE = Path("/etc/vedette/agent.toml")
 PACKAGED_STATE_DIR = Path("/var/lib/vedette-agent")
@@ -25,6 +27,21 @@ MIB = 2**20
 
 def _parse_no_proxy(raw: Any) -> tuple[str, ...]:
     return parse_direct(kinds.texts().parse(raw))
+
+
+def _target_or_off() -> Kind:
+    return Kind('udp://HOST:514, tcp://HOST:514 or tls://HOST:6514; "" is off', lambda raw: _checked(raw, parse_target))
+
+
+def _url_or_off() -> Kind:
+    return Kind('URL, "" is off', lambda raw: _checked(raw, parse_endpoint))
+
+
+def _checked(raw: Any, parse: Callable[[str], object]) -> str:
+    words: str = kinds.text().parse(raw)
+    if words:
+        parse(words)
+    return words
 
 
 OPTIONS: tuple[Option, ...] = (
@@ -130,6 +147,83 @@ OPTIONS: tuple[Option, ...] = (
         50,
         "flagged flows a second whose verdict says which features drove it; further ones go without, counted",
     ),
+    Option("sink.syslog.address", _target_or_off(), "", "syslog receiver (RFC 5424) that verdicts are sent to"),
+    Option("sink.syslog.emit", kinds.choice("flagged", "all"), "flagged", "which verdicts are sent"),
+    Option(
+        "sink.syslog.facility",
+        kinds.choice(*FACILITIES),
+        "local0",
+        "facility of the messages; their severity is warning for flagged verdicts, else informational",
+    ),
+    Option(
+        "sink.syslog.max_message",
+        kinds.size(least=480, most=65_000),
+        2048,
+        "greatest message, bytes: a longer one leaves out its evidence; one that is still longer is counted as lost",
+    ),
+    Option("sink.syslog.ca", kinds.text(), "", 'file of the authorities of a tls:// receiver; "" is the system\'s'),
+    Option("sink.syslog.certificate", kinds.text(), "", 'file of our certificate for a tls:// receiver; "" is none'),
+    Option("sink.syslog.key", kinds.text(), "", 'file of its private key; "" is in the file of the certificate'),
+    Option(
+        "sink.syslog.server_name",
+        kinds.text(most=253),
+        "",
+        'name that the certificate of a tls:// receiver must have; "" is the host of the address',
+    ),
+    Option(
+        "sink.syslog.queue",
+        kinds.size(least=64 * 1024, most=1024 * MIB),
+        8 * MIB,
+        "verdict lines that may wait for the receiver; beyond it new ones are dropped and counted",
+    ),
+    Option(
+        "sink.syslog.retry_cap_s",
+        kinds.number(least=0.1, most=3600),
+        60.0,
+        "longest wait between two tries to reach the receiver, seconds; each is drawn from zero to its cap",
+    ),
+    Option("sink.webhook.url", _url_or_off(), "", "http:// or https:// URL that batches of verdicts are posted to"),
+    Option("sink.webhook.emit", kinds.choice("flagged", "all"), "flagged", "which verdicts are posted"),
+    Option(
+        "sink.webhook.secret_file",
+        kinds.text(),
+        "",
+        'file of the secret that requests are signed with, HMAC-SHA256; not readable by everybody; "" signs nothing',
+    ),
+    Option("sink.webhook.batch", kinds.integer(least=1, most=10_000), 500, "verdicts of a request, at the most"),
+    Option(
+        "sink.webhook.batch_age_s",
+        kinds.number(least=0.0, most=3600),
+        5.0,
+        "how long a verdict waits for others to be posted with, seconds",
+    ),
+    Option(
+        "sink.webhook.timeout_s",
+        kinds.number(least=0.1, most=600),
+        10.0,
+        "how long one request may take, from connecting to the end of the answer, seconds",
+    ),
+    Option("sink.webhook.ca", kinds.text(), "", 'file of the authorities of an https:// URL; "" is the system\'s'),
+    Option("sink.webhook.certificate", kinds.text(), "", 'file of our certificate for an https:// URL; "" is none'),
+    Option("sink.webhook.key", kinds.text(), "", 'file of its private key; "" is in the file of the certificate'),
+    Option(
+        "sink.webhook.queue",
+        kinds.size(least=64 * 1024, most=1024 * MIB),
+        8 * MIB,
+        "verdict lines that may wait for the receiver; beyond it new ones are dropped and counted",
+    ),
+    Option(
+        "sink.webhook.retry_cap_s",
+        kinds.number(least=0.1, most=86_400),
+        300.0,
+        "longest wait between two tries, seconds, unless the receiver asks for more; drawn from zero to its cap",
+    ),
+    Option(
+        "sink.webhook.give_up_s",
+        kinds.number(least=1, most=7 * 86_400),
+        3600.0,
+        "how long one batch is tried, seconds; then it is counted as lost and the next one is tried",
+    ),
     Option(
         "metrics.listen",
         kinds.address(optional=True, default_port=9464),
@@ -213,6 +307,45 @@ class JsonSinkSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class TlsFiles:
+    """Whom to believe and who to be. ``ca`` None: the system's authorities; ``certificate`` None: nobody."""
+
+    ca: Path | None = None
+    certificate: Path | None = None
+    key: Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SyslogSettings:
+    """A syslog receiver and how it is spoken to. ``facility`` is its number; ``server_name`` "": the target's host."""
+
+    target: Target
+    facility: int
+    max_message: int
+    tls: TlsFiles
+    server_name: str
+    emit_all: bool
+    queue_bytes: int
+    retry_cap_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class WebhookSettings:
+    """A webhook and how it is spoken to. ``secret_file`` None: requests are not signed."""
+
+    endpoint: Endpoint
+    secret_file: Path | None
+    tls: TlsFiles
+    batch_rows: int
+    batch_age_s: float
+    timeout_s: float
+    retry_cap_s: float
+    give_up_s: float
+    emit_all: bool
+    queue_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
 class TelemetrySettings:
     """What is reported and how much of it waits."""
 
@@ -243,6 +376,8 @@ class Settings:
     netflow: NetflowSettings
     oip: OipSettings
     sink: JsonSinkSettings
+    syslog: SyslogSettings | None
+    webhook: WebhookSettings | None
     metrics_listen: tuple[str, int] | None
     status_socket: Path | None
     telemetry: TelemetrySettings
@@ -299,6 +434,8 @@ def settings_from(value: Mapping[str, Any]) -> Settings:
             max_bytes=value["sink.json.max_size"] or None,
             evidence_per_s=value["sink.json.evidence_per_s"],
         ),
+        syslog=_syslog(value),
+        webhook=_webhook(value),
         metrics_listen=_address(value["metrics.listen"]),
         status_socket=Path(value["status.socket"]) if value["status.socket"] else None,
         telemetry=TelemetrySettings(value["telemetry.interval_s"], value["telemetry.spool"]),
@@ -352,3 +489,43 @@ def _is_loopback(host: str) -> bool:
 
 def _address(text: str | None) -> tuple[str, int] | None:
     return parse_address(text) if text else None
+
+
+def _syslog(value: Mapping[str, Any]) -> SyslogSettings | None:
+    if not value["sink.syslog.address"]:
+        return None
+    return SyslogSettings(
+        target=parse_target(value["sink.syslog.address"]),
+        facility=FACILITIES[value["sink.syslog.facility"]],
+        max_message=value["sink.syslog.max_message"],
+        tls=_tls_files(value, "sink.syslog"),
+        server_name=value["sink.syslog.server_name"],
+        emit_all=value["sink.syslog.emit"] == "all",
+        queue_bytes=value["sink.syslog.queue"],
+        retry_cap_s=value["sink.syslog.retry_cap_s"],
+    )
+
+
+def _webhook(value: Mapping[str, Any]) -> WebhookSettings | None:
+    if not value["sink.webhook.url"]:
+        return None
+    return WebhookSettings(
+        endpoint=parse_endpoint(value["sink.webhook.url"]),
+        secret_file=_path(value["sink.webhook.secret_file"]),
+        tls=_tls_files(value, "sink.webhook"),
+        batch_rows=value["sink.webhook.batch"],
+        batch_age_s=value["sink.webhook.batch_age_s"],
+        timeout_s=value["sink.webhook.timeout_s"],
+        retry_cap_s=value["sink.webhook.retry_cap_s"],
+        give_up_s=value["sink.webhook.give_up_s"],
+        emit_all=value["sink.webhook.emit"] == "all",
+        queue_bytes=value["sink.webhook.queue"],
+    )
+
+
+def _tls_files(value: Mapping[str, Any], table: str) -> TlsFiles:
+    return TlsFiles(*(_path(value[f"{table}.{name}"]) for name in ("ca", "certificate", "key")))
+
+
+def _path(text: str) -> Path | None:
+    return Path(text) if text else None

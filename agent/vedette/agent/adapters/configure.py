@@ -88,9 +88,10 @@ def planned(
 
 def _wanted(settings: Settings, slots: int) -> Wanted:
     sink = (settings.sink.path.parent,) if settings.sink.path is not None else ()
+    sinks = [each for each in (settings.sink, settings.syslog, settings.webhook) if each is not None]
     return Wanted(
         memory_bytes=settings.budget.memory_bytes,
-        queue_bytes=settings.netflow.queue_bytes + settings.sink.queue_bytes,
+        queue_bytes=settings.netflow.queue_bytes + sum(sink.queue_bytes for sink in sinks),
         cpu_percent=settings.budget.cpu_percent,
         slots=slots,
         folders=(settings.state_dir, *sink),

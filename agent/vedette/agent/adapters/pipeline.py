@@ -348,17 +348,19 @@ class FlowPipeline:
         labels = [scored.release.labels[index] for index in scored.classes[told].tolist()]
         exporters = [self._exporter(index) for index in flows["exporter"].tolist()]
         scores, flagged = scored.scores[told], scored.flagged[told]
+        by = ScoredBy(self._host, scored.build.model, scored.build.version, scored.build.build)
+        now_ms = int(self._clock.now().timestamp() * 1000)
         lines = verdict_lines(
             flows,
             labels,
             scores,
             flagged,
-            by=ScoredBy(self._host, scored.build.model, scored.build.version, scored.build.build),
+            by=by,
             exporters=exporters,
             evidence={places[place]: items for place, items in evidence.items()},
-            now_ms=int(self._clock.now().timestamp() * 1000),
+            now_ms=now_ms,
         )
-        self._sink.write(Verdicts(lines, flows, labels, scores, flagged, exporters))
+        self._sink.write(Verdicts(lines, flows, labels, scores, flagged, exporters, by, now_ms))
 
     async def _evidence(self, slot: str, scored: _Scored) -> dict[int, Sequence[Evidence]]:
         """Return what drove the flagged rows, by row: as many as the allowance has, through the same build."""

@@ -13,7 +13,7 @@ import time
 from abc import ABC, abstractmethod
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -21,6 +21,7 @@ import numpy.typing as npt
 
 from vedette.agent.domain.metrics import Family, Sample
 from vedette.models.flows.records import FlowRecords, chosen
+from vedette.models.verdict import ScoredBy
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +40,8 @@ class Verdicts:
         scores: Shape (rows,).
         flagged: Shape (rows,).
         exporters: The addresses of who reported the flows.
+        by: Who gave the verdicts.
+        at_ms: When, by the appliance's corrected clock, Unix milliseconds.
     """
 
     lines: Sequence[bytes]
@@ -47,6 +50,8 @@ class Verdicts:
     scores: npt.NDArray[np.floating[Any]]
     flagged: npt.NDArray[np.bool_]
     exporters: Sequence[str]
+    by: ScoredBy
+    at_ms: int
 
     def __len__(self) -> int:
         return len(self.lines)
@@ -62,7 +67,8 @@ class Verdicts:
             return self
         rows = np.flatnonzero(self.flagged)
         places = rows.tolist()
-        return Verdicts(
+        return replace(
+            self,
             lines=[self.lines[place] for place in places],
             flows=chosen(self.flows, rows),
             labels=[self.labels[place] for place in places],
@@ -218,17 +224,16 @@ class QueuedSink(ABC):
             self._bytes -= size
             return verdicts, must_reopen, False
 
-    def _pause(self, wait_s: float) -> bool:
-        """Wait before another try; return whether there may be one: False once the time to end is over."""
+    def _pause(self, wait_s: float) -> None:
+        """Wait before another try; not beyond the end, and not at all once the sink is to reopen."""
         with self._changed:
             if self._ends_at is None:
                 self._changed.wait_for(lambda: self._must_reopen or self._ends_at is not None, wait_s)
             else:
-                self._changed.wait(min(wait_s, max(self._ends_at - time.monotonic(), 0.0)))
+                self._changed.wait_for(lambda: self._must_reopen, min(wait_s, self._ends_at - time.monotonic()))
             if self._must_reopen:
                 self._must_reopen = False
                 self._let_go()
-            return not self._is_over()
 
     def _is_over(self) -> bool:
         return self._ends_at is not None and time.monotonic() >= self._ends_at

@@ -7,6 +7,8 @@ from functools import partial
 
 from vedette.agent.adapters.json_sink import JsonSink
 from vedette.agent.adapters.sinks import Fanout, QueuedSink
+from vedette.agent.adapters.syslog_sink import SyslogSink
+from vedette.agent.adapters.webhook_sink import WebhookSink
 from vedette.agent.settings import Settings
 
 
@@ -30,3 +32,7 @@ def _sinks(settings: Settings, on_problem: Callable[[str, str | None], None]) ->
             queue_bytes=json.queue_bytes,
             on_problem=partial(on_problem, JsonSink.name),
         )
+    if settings.syslog is not None:
+        yield SyslogSink(settings.syslog, partial(on_problem, SyslogSink.name))
+    if settings.webhook is not None:
+        yield WebhookSink(settings.webhook, partial(on_problem, WebhookSink.name))
