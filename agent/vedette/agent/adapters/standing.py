@@ -73,10 +73,10 @@ def model_standing(serving: Serving, clock: TrustedClock, budget_bytes: int) -> 
 
 
 def _model(model: ActiveModel, now_s: float, budget_bytes: int) -> dict[str, Any]:
-    pid = model.runner.pid
+    pids = model.runner.pids
     return {
-        "pid": pid,
-        "memory_bytes": proportional_bytes(pid) if pid else 0,
+        "pids": list(pids),
+        "memory_bytes": sum(map(proportional_bytes, pids)),
         "memory_budget_bytes": budget_bytes,
         "requests": model.stats.requests,
         "errors": model.stats.errors,
