@@ -70,9 +70,9 @@ class FakeAdmin:
         def uploading(requests: Iterator[Any], context: grpc.ServicerContext) -> Any:
             return self._answer(name, list(requests), context)
 
-        if name.startswith("Watch"):
+        if name.startswith("Watch") or name == "ExportModel":
             return streaming
-        return uploading if name in ("ImportData", "ImportLabels", "RegisterModel") else unary
+        return uploading if name in ("ImportData", "ImportLabels", "ImportTelemetry", "RegisterModel") else unary
 
     def _answer(self, name: str, request: Any, context: grpc.ServicerContext) -> Any:
         self.requests.append((name, request))

@@ -21,6 +21,7 @@ from vedette.controller.adapters import measure
 from vedette.controller.adapters.clock import SystemClock
 from vedette.controller.adapters.grpc import server as ports
 from vedette.controller.adapters.grpc.admin import compose
+from vedette.controller.adapters.grpc.admin_files import AdminFiles
 from vedette.controller.adapters.grpc.admin_fleet import AdminFleet
 from vedette.controller.adapters.grpc.admin_ml import AdminMl
 from vedette.controller.adapters.grpc.admin_rollout import AdminRollout
@@ -88,6 +89,7 @@ class Controller:
             AdminFleet(rooms.desk, rooms.enrolment, admin),
             AdminMl(rooms.datasets, rooms.runs, rooms.registry, rooms.drift, admin),
             AdminRollout(rooms.rollouts, admin),
+            AdminFiles(rooms.bundles, admin),
         )
 
     async def start(self) -> None:

@@ -23,6 +23,7 @@ from vedette.controller.domain.disk import typed_os_error
 from vedette.controller.domain.errors import ControllerError
 from vedette.controller.domain.jobs import ChildLimits
 from vedette.controller.services.artifacts import Artifacts
+from vedette.controller.services.bundles import Bundles
 from vedette.controller.services.datasets import DatasetService
 from vedette.controller.services.drift import DriftService
 from vedette.controller.services.enrolment import Enrolment, Trust
@@ -71,6 +72,7 @@ class Rooms:
     runs: RunService
     rollouts: RolloutService
     drift: DriftService
+    bundles: Bundles
 
     async def start(self) -> None:
         """Read what is stored and go on with what was unfinished; rollouts last, they need all the others.
@@ -138,6 +140,14 @@ def furnish(
             memory_bytes=settings.registry_memory_bytes, memory_setting="registry.memory", deadline_s=_LONGEST_LOOK_S
         ),
     )
+    decisions = RolloutService(
+        runner=database,
+        store=rollouts.SqliteRollouts(database),
+        fleet=fleet,
+        desired=fleet,
+        versions=models,
+        clock=clock,
+    )
     return Rooms(
         blobs=blobs,
         fleet=fleet,
@@ -170,13 +180,16 @@ def furnish(
             runs.RunStore(database),
             limits=ChildLimits(memory_bytes=settings.training_memory_bytes),
         ),
-        rollouts=RolloutService(
+        rollouts=decisions,
+        bundles=Bundles(
             runner=database,
-            store=rollouts.SqliteRollouts(database),
-            fleet=fleet,
-            desired=fleet,
             versions=models,
-            clock=clock,
+            releases=versions,
+            release_keys=(keys.release.public,),
+            blobs=blobs,
+            deciders=decisions,
+            assignments=fleet,
+            name_of=fleet.name_of,
         ),
         drift=DriftService(
             runner=database,

@@ -345,3 +345,20 @@ class AgentTelemetry:
     cpu_percent: float = 0.0
     memory_bytes: int = 0
     errors: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExportedAssignment:
+    """One agent whose assignment is in a bundle."""
+
+    agent: str = ""  # name
+    sequence: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelExport:
+    """What a bundle holds."""
+
+    version: str = ""
+    bytes: int = 0
+    agents: Annotated[tuple[ExportedAssignment, ...], Limit(16_384)] = ()

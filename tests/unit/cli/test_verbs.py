@@ -11,6 +11,8 @@ import grpc
 import pytest
 
 from tests.support.cli_stage import NOW, Refusal, Stage
+from vedette.models.bundle import Part, prefix
+from vedette.models.documents import digest_of
 from vedette.wire import convert, views
 from vedette.wire.v1 import admin_pb2 as pb
 from vedette.wire.values import Condition, Facts, Severity, SlotState
@@ -554,3 +556,47 @@ def test_a_controller_that_does_not_know_a_verb_is_of_another_version(stage: Sta
     shown = stage("token", "ls")
     assert shown.code == 1
     assert "another version" in shown.err
+
+
+def _exported(data: bytes, *agents: str) -> list[pb.ExportModelResponse]:
+    listed = tuple(views.ExportedAssignment(agent=name, sequence=3) for name in agents)
+    head = views.ModelExport(version="plain:1", bytes=len(data), agents=listed)
+    pieces = [data[start : start + 50] for start in range(0, len(data), 50)]
+    head_message = pb.ExportModelResponse(head=convert.MODEL_EXPORT.to_wire(head))
+    return [head_message, *(pb.ExportModelResponse(data=piece) for piece in pieces)]
+
+
+_BLOB = b"model" * 30
+_BUNDLE = prefix([Part("blob", digest_of(_BLOB), len(_BLOB))]) + _BLOB
+
+
+def test_an_export_is_written_whole_and_says_what_comes_next(stage: Stage, tmp_path: Path) -> None:
+    stage.answer("GetVersion", _version())
+    stage.answer("ExportModel", _exported(_BUNDLE, "edge-1", "edge-2"))
+    file = tmp_path / "x.bundle"
+    shown = stage("model", "export", "plain:1", str(file), "--for", "site=island")
+    request = stage.admin.last("ExportModel")
+    assert (request.version, request.assign, request.selector) == ("plain:1", True, "site=island")
+    assert file.read_bytes() == _BUNDLE
+    assert "for 2 appliances" in shown.out
+    assert "vedette-agent import" in shown.out
+    assert "No appliance takes it" in stage("model", "export", "plain:1", str(file)).out
+    assert not stage.admin.last("ExportModel").assign
+
+
+@pytest.mark.parametrize("data", [_BUNDLE[:-1], _BUNDLE[:-1] + b"x", b""])
+def test_an_export_that_does_not_come_whole_leaves_the_old_file(stage: Stage, tmp_path: Path, data: bytes) -> None:
+    stage.answer("GetVersion", _version())
+    stage.answer("ExportModel", _exported(data))
+    file = tmp_path / "x.bundle"
+    file.write_bytes(b"old")
+    shown = stage("model", "export", "plain:1", str(file))
+    assert shown.code == 1
+    assert "the bundle did not come whole" in shown.err
+    assert not list(tmp_path.glob(".*"))
+    assert file.read_bytes() == b"old"
+
+
+def test_an_export_into_a_folder_that_is_not_there_asks_nothing_of_the_controller(stage: Stage, tmp_path: Path) -> None:
+    assert stage("model", "export", "plain:1", str(tmp_path / "none/x.bundle"), "--for", "").code == 3
+    assert stage.admin.requests == []

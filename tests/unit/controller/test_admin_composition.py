@@ -7,6 +7,7 @@ import grpc
 import pytest
 
 from vedette.controller.adapters.grpc.admin import METHODS, compose, methods_of
+from vedette.controller.adapters.grpc.admin_files import AdminFiles
 from vedette.controller.adapters.grpc.admin_fleet import AdminFleet
 from vedette.controller.adapters.grpc.admin_ml import AdminMl
 from vedette.controller.adapters.grpc.admin_rollout import AdminRollout
@@ -68,7 +69,7 @@ def test_an_error_of_any_length_and_script_fits_into_a_header(character: str):
 
 
 def test_every_verb_is_served_by_exactly_one_part():
-    parts = (AdminFleet, AdminMl, AdminRollout)
+    parts = (AdminFiles, AdminFleet, AdminMl, AdminRollout)
     assert sorted(name for part in parts for name in METHODS if hasattr(part, name)) == sorted(METHODS)
 
 

@@ -258,6 +258,63 @@ async def test_an_agent_that_enrols_while_a_rollout_runs_gets_the_version_once_i
     assert site.fleet.wanted("late") == 2
 
 
+async def _away(site: Site, service: RolloutService, name: str = "island") -> None:
+    """Let an agent enrol that no network reaches after that, and be given what rolled out to its like."""
+    site.fleet.enrol(name, empty=True)
+    site.fleet.set(name, is_online=False)
+    await service.on_enrolled(name)
+    await service.tick()
+
+
+async def test_what_a_file_decided_is_taken_back_by_no_rollout_of_before_nor_by_a_restart(site: Site) -> None:
+    service = site.service()
+    await _finish(site, service, (await _begin(service)).rollout)
+    await _away(site, service)
+    assert site.fleet.wanted("island") == 2
+    assert await service.decide_by_file("flow-threat:3", "name=edge-island", "ana") == ("island",)
+    for again in (service, site.service()):  # a new one looks at everyone
+        await again.on_presence("island", is_online=True)
+        await again.tick()
+        assert site.fleet.wanted("island") == 3
+
+
+async def test_the_same_file_again_decides_nothing_anew(site: Site) -> None:
+    service = site.service()
+    await _away(site, service)
+    await service.decide_by_file("flow-threat:3", "name=edge-island", "ana")
+    changes = list(site.fleet.changes)
+    await service.decide_by_file("flow-threat:3", "name=edge-island", "ana")
+    assert site.fleet.changes == changes
+
+
+async def test_a_later_rollout_moves_who_got_a_version_by_file(site: Site) -> None:
+    service = site.service()
+    await _away(site, service)
+    await service.decide_by_file("flow-threat:3", "name=edge-island", "ana")
+    site.fleet.set("island", is_online=True)
+    await _finish(site, service, (await _begin(service, "flow-threat:4")).rollout)
+    assert site.fleet.wanted("island") == 4
+
+
+async def test_a_file_moves_nobody_who_is_connected_and_nobody_whom_a_rollout_moves(site: Site) -> None:
+    service = site.service()
+    with pytest.raises(Refused, match="edge-a0, edge-a1, edge-a2, edge-a3 would be moved at once") as caught:
+        await service.decide_by_file("flow-threat:3", "", "ana")
+    assert caught.value.code == "agent-online"
+    site.fleet.set("a0", is_online=False)
+    await _begin(service)
+    with pytest.raises(Refused) as caught:
+        await service.decide_by_file("flow-threat:3", "name=edge-a0", "ana")
+    assert caught.value.code == "rollout-overlap"
+    assert site.fleet.wanted("a0") == 1
+
+
+async def test_a_file_may_bring_to_the_connected_what_they_are_to_run_already(site: Site) -> None:
+    service = site.service()
+    assert set(await service.decide_by_file("flow-threat:1", "", "ana")) == {"a0", "a1", "a2", "a3"}
+    assert site.fleet.changes == []
+
+
 async def test_an_agent_labelled_into_a_selection_gets_its_version_with_its_next_word(site: Site) -> None:
     service = site.service()
     await _finish(site, service, (await _begin(service, selector="site=s1")).rollout)

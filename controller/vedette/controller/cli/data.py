@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -501,3 +502,83 @@ def _version(session: Session, name: str) -> views.Version:
         close = nearest(name, {item.model for item in _versions(session, "")})
         raise Missing(f"there is no model {name}", "", f"did you mean {close}?" if close else "see: vedette model ls")
     return max(found, key=lambda item: item.number)
+
+
+@verb(
+    model,
+    "export",
+    "Write a version into a file; with --for also what these appliances shall run from now on.",
+    "vedette model export flow-threat:2 flow-threat-2.bundle --for site=island",
+    "vedette model export flow-threat:2 edge-7.bundle --for name=edge-7",
+    "vedette model export flow-threat:2 flow-threat-2.bundle",
+)
+@click.argument("name", metavar="N[:V]", shell_complete=complete.versions)
+@click.argument("path", metavar="FILE.bundle", type=click.Path(dir_okay=False))
+@click.option(
+    "--for",
+    "selector",
+    metavar="SELECTOR",
+    help="Appliances that no network reaches; '' is everyone. None that is connected.",
+    shell_complete=complete.selectors,
+)
+def model_export(name: str, path: str, selector: str | None) -> None:
+    """Export a version."""
+    from vedette.wire.v1 import admin_pb2
+
+    session, target = current(), Path(path)
+    if not target.absolute().parent.is_dir():
+        raise Missing(f"folder {target.parent} does not exist")
+    version = _version(session, name).version
+    request = admin_pb2.ExportModelRequest(version=version, assign=selector is not None, selector=selector or "")
+    head = written_bundle(target, session.client.follow("ExportModel", request))
+    out = session.output
+    if out.is_json:
+        out.json({"version": head.version, "file": str(target), "bytes": head.bytes, "agents": head.agents})
+        return
+    if selector is None:
+        out.line(f"{target}: {head.version}, {size(head.bytes)}. No appliance takes it: it says for none to run it.")
+        return
+    out.line(f"{target}: {head.version} for {count(len(head.agents), 'appliance')}, {size(head.bytes)}.")
+    for agent in head.agents[:_SHOWN_AGENTS]:
+        out.line(clean(f"  {agent.agent}   assignment {agent.sequence}"))
+    if len(head.agents) > _SHOWN_AGENTS:
+        out.line(f"  … and {len(head.agents) - _SHOWN_AGENTS:,} more")
+    out.line("They shall run it from now on, however it reaches them. Next, on each: vedette-agent import FILE.bundle")
+
+
+_SHOWN_AGENTS = 20
+
+
+def written_bundle(target: Path, messages: Iterator[Any]) -> views.ModelExport:
+    """Write a bundle as it comes and return what it holds; what was there stays until the new one is whole.
+
+    Raises:
+        Failed: It cannot be written, or did not come whole.
+    """
+    from vedette.models.bundle import Bundle, BundleError
+    from vedette.wire.convert import MODEL_EXPORT
+
+    fresh = target.with_name(f".{target.name}.new")
+    meter: Meter | None = None
+    try:
+        head = MODEL_EXPORT.from_wire(next(messages).head)
+        meter, done = Meter(target.name, head.bytes), 0
+        with fresh.open("wb") as file:
+            for message in messages:
+                done += file.write(message.data)
+                meter.update(done)
+            file.flush()
+            os.fsync(file.fileno())
+        with fresh.open("rb") as file:
+            for _ in Bundle(file):
+                pass
+        fresh.replace(target)
+    except BundleError as exc:
+        raise Failed("the bundle did not come whole", str(exc), "vedette-controller check looks at the files") from exc
+    except OSError as exc:
+        raise Failed(f"{target} cannot be written", exc.strerror or str(exc), "choose another place") from exc
+    finally:
+        if meter is not None:
+            meter.close()
+        fresh.unlink(missing_ok=True)
+    return head

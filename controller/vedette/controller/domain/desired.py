@@ -213,6 +213,11 @@ def must_reissue_at_hello(newest: Issued, *, applied_digest: str, highest_sequen
     """Return whether the newest assignment would be refused, or soon be, by an agent that says hello."""
     if newest.digest == applied_digest:
         return False
+    return must_reissue_for_a_file(newest, highest_sequence=highest_sequence, now=now)
+
+
+def must_reissue_for_a_file(newest: Issued, *, highest_sequence: int, now: datetime) -> bool:
+    """Return whether an agent that knows a sequence would refuse the newest assignment, now or on the day it comes."""
     return newest.sequence < highest_sequence or newest.not_after - now < ASSIGNMENT_LIFE / 2
 
 

@@ -12,6 +12,7 @@ from packaging.version import Version as RuntimeVersion
 from vedette.controller.domain.errors import InvalidInput, Refused
 from vedette.controller.domain.rollout import Candidate, Member, Rollout, Wave, begin
 from vedette.controller.domain.waves import WaveSize, in_order, split
+from vedette.models.assignment import SlotAssignment
 from vedette.wire import views
 from vedette.wire.values import Facts
 
@@ -72,6 +73,43 @@ def plan(
         started_by=started_by,
     )
     return begin(rollout, [candidate.sighting for candidate in candidates], now)
+
+
+def by_file(
+    version: views.Version, candidates: Sequence[Candidate], *, selector: str, others: Iterable[Rollout] = ()
+) -> dict[str, SlotAssignment]:
+    """Return what agents shall run that get a version by file, by id: outside of waves, for no wave reaches them.
+
+    Who is to run it already is left as it is, whatever rollout decided that.
+
+    Args:
+        version: What they are to run.
+        candidates: Every agent the selector matches.
+        selector: As a person wrote it; empty is everyone.
+        others: Rollouts of any model that have not ended.
+
+    Raises:
+        Refused: As :func:`plan`; or an agent is connected, so that this would move it at once, past every gate.
+    """
+    _check_signed(version)
+    _check_somebody(candidates, selector)
+    choices = {candidate.agent_id: _choice(version, candidate) for candidate in _able(version, candidates)}
+    moved = [candidate for candidate in candidates if candidate.desired != choices[candidate.agent_id]]
+    online = [candidate.name for candidate in moved if candidate.sighting.online]
+    if online:
+        raise Refused(
+            "agent-online",
+            f"{_names(online)} would be moved at once",
+            f"an assignment in a file counts from now on, and {len(online)} of these agents are connected",
+            f"leave them out with --for; or move them first: vedette rollout start {version.version} --to SELECTOR",
+        )
+    _check_free(version, moved, others)
+    return choices
+
+
+def _choice(version: views.Version, candidate: Candidate) -> SlotAssignment:
+    build = choose_build(version, candidate.facts)
+    return SlotAssignment(version.model, version.model, version.number, version.digest, build.digest if build else "")
 
 
 def _check_seconds(what: str, value: int, most: int) -> None:

@@ -29,6 +29,7 @@ from vedette.controller.domain.desired import (
     keep_running,
     must_reissue_after,
     must_reissue_at_hello,
+    must_reissue_for_a_file,
 )
 from vedette.controller.domain.errors import (
     ControllerError,
@@ -171,6 +172,11 @@ class Fleet:
     async def agent(self, name: str) -> AgentRecord:
         """Return one agent by name or id."""
         return self._named(name).record
+
+    def name_of(self, agent_id: str) -> str:
+        """Return an agent's name by its id; the id of one that is not known any more."""
+        entry = self._entries.get(agent_id)
+        return entry.record.name if entry else agent_id
 
     def _named(self, name: str) -> _Entry:
         entry = self._entries.get(self._ids.get(name, name))
@@ -366,6 +372,21 @@ class Fleet:
             if slot not in slots and not entry.record.held:
                 return entry.newest.sequence if entry.newest else 0
             return (await self._issue(entry, {name: slots[name] for name in slots if name != slot})).sequence
+
+    async def document(self, agent_id: str) -> Issued:
+        """Return the newest assignment of an agent, to travel by file; signed anew when half of its life is over.
+
+        Raises:
+            NotFound: No such agent, or nothing was ever desired of it.
+            Refused: The agent is revoked.
+        """
+        entry = self._desirable(agent_id)
+        async with entry.lock:
+            if entry.newest is None:
+                raise NotFound("release-missing", f"nothing is to run on agent {entry.record.name}")
+            if must_reissue_for_a_file(entry.newest, highest_sequence=entry.reported_sequence, now=self._clock.now()):
+                return await self._issue(entry, entry.record.slots)
+            return entry.newest
 
     def _desirable(self, agent_id: str) -> _Entry:
         entry = self._entries.get(agent_id)

@@ -24,7 +24,7 @@ from vedette.controller.domain.clock import Clock
 from vedette.controller.domain.desired import Desired, FleetView
 from vedette.controller.domain.errors import DiskFull, InvalidInput, NotFound, Refused, StoreFailed
 from vedette.controller.domain.rollout import Action, Candidate, Rollout, Sighting, Standing
-from vedette.controller.domain.rollout_plan import choose_build, plan
+from vedette.controller.domain.rollout_plan import by_file, choose_build, plan
 from vedette.controller.domain.selector import Selector
 from vedette.controller.domain.waves import parse_waves
 from vedette.controller.services.ports import Runner
@@ -71,8 +71,14 @@ class Rollouts(Protocol):
         ...
 
     def standing_for(self, agent_id: str) -> list[Standing]:
-        """Return, newest first, the successes younger than any rollout of the same model that had the agent."""
+        """Return, newest first, the successes younger than what decided last of the agent's slot of the same model.
+
+        That is the newest rollout that had it as a member, or :meth:`save_by_file`.
+        """
         ...
+
+    def save_by_file(self, agent_ids: Iterable[str], version: str, at: datetime, by: str) -> None:
+        """Keep that a person decided by file what agents run of a model: no rollout of before owes them another."""
 
 
 class Versions(Protocol):
@@ -191,6 +197,31 @@ class RolloutService:
             self._look_at_all = True
         self._wake.set()
         return machine.view(rollout)
+
+    async def decide_by_file(self, version: str, selector: str, by: str) -> tuple[str, ...]:
+        """Make a version what agents shall run that get it by file; return their ids. The same again changes nothing.
+
+        What is in the file must be what is desired of them: else the next connection would take it back.
+
+        Raises:
+            StoreFailed, DiskFull: Some may be decided; the same again goes on with the others.
+            NotFound: There is no such version.
+            InvalidInput: The selector cannot be read.
+            Refused: See :func:`~vedette.controller.domain.rollout_plan.by_file`.
+        """
+        wanted = await self._versions.version(version)
+        async with self._lock:
+            await self._take_back()
+            agents = [agent for agent in await self._fleet.agents(selector) if not agent.revoked]
+            _check_none_held(agents, wanted.model)
+            candidates = [_candidate(agent, wanted.model) for agent in agents]
+            choices = by_file(wanted, candidates, selector=selector.strip(), others=self._rollouts.values())
+            now = self._clock.now()
+            # Before it is so: a controller killed in between must not give them an older version when it starts.
+            await self._runner.run(self._store.save_by_file, tuple(choices), wanted.version, now, by)
+            for agent_id, choice in choices.items():
+                await self._desired.set_slot(agent_id, choice)
+        return tuple(choices)
 
     async def _take_back(self) -> None:
         """Finish what ended rollouts still have to take back: a new one must see, and keep, what is then desired."""

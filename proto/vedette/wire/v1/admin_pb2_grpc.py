@@ -144,6 +144,11 @@ class AdminStub(object):
                 request_serializer=vedette_dot_wire_dot_v1_dot_admin__pb2.GetVersionRequest.SerializeToString,
                 response_deserializer=vedette_dot_wire_dot_v1_dot_admin__pb2.Version.FromString,
                 _registered_method=True)
+        self.ExportModel = channel.unary_stream(
+                '/vedette.wire.v1.Admin/ExportModel',
+                request_serializer=vedette_dot_wire_dot_v1_dot_admin__pb2.ExportModelRequest.SerializeToString,
+                response_deserializer=vedette_dot_wire_dot_v1_dot_admin__pb2.ExportModelResponse.FromString,
+                _registered_method=True)
         self.StartRollout = channel.unary_unary(
                 '/vedette.wire.v1.Admin/StartRollout',
                 request_serializer=vedette_dot_wire_dot_v1_dot_admin__pb2.StartRolloutRequest.SerializeToString,
@@ -328,6 +333,13 @@ class AdminServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ExportModel(self, request, context):
+        """The first message carries `head`, the rest `data`: a bundle in file order, see docs/air-gap.md.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def StartRollout(self, request, context):
         """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -495,6 +507,11 @@ def add_AdminServicer_to_server(servicer, server):
                     servicer.GetVersion,
                     request_deserializer=vedette_dot_wire_dot_v1_dot_admin__pb2.GetVersionRequest.FromString,
                     response_serializer=vedette_dot_wire_dot_v1_dot_admin__pb2.Version.SerializeToString,
+            ),
+            'ExportModel': grpc.unary_stream_rpc_method_handler(
+                    servicer.ExportModel,
+                    request_deserializer=vedette_dot_wire_dot_v1_dot_admin__pb2.ExportModelRequest.FromString,
+                    response_serializer=vedette_dot_wire_dot_v1_dot_admin__pb2.ExportModelResponse.SerializeToString,
             ),
             'StartRollout': grpc.unary_unary_rpc_method_handler(
                     servicer.StartRollout,
@@ -1136,6 +1153,33 @@ class Admin(object):
             '/vedette.wire.v1.Admin/GetVersion',
             vedette_dot_wire_dot_v1_dot_admin__pb2.GetVersionRequest.SerializeToString,
             vedette_dot_wire_dot_v1_dot_admin__pb2.Version.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ExportModel(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/vedette.wire.v1.Admin/ExportModel',
+            vedette_dot_wire_dot_v1_dot_admin__pb2.ExportModelRequest.SerializeToString,
+            vedette_dot_wire_dot_v1_dot_admin__pb2.ExportModelResponse.FromString,
             options,
             channel_credentials,
             insecure,

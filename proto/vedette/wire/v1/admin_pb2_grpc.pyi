@@ -55,6 +55,8 @@ class AdminStub:
     RegisterModel: _grpc.StreamUnaryMultiCallable[_admin_pb2.RegisterModelRequest, _admin_pb2.Version]
     ListVersions: _grpc.UnaryUnaryMultiCallable[_admin_pb2.ListVersionsRequest, _admin_pb2.VersionList]
     GetVersion: _grpc.UnaryUnaryMultiCallable[_admin_pb2.GetVersionRequest, _admin_pb2.Version]
+    ExportModel: _grpc.UnaryStreamMultiCallable[_admin_pb2.ExportModelRequest, _admin_pb2.ExportModelResponse]
+    """The first message carries `head`, the rest `data`: a bundle in file order, see docs/air-gap.md."""
     StartRollout: _grpc.UnaryUnaryMultiCallable[_admin_pb2.StartRolloutRequest, _admin_pb2.Rollout]
     ListRollouts: _grpc.UnaryUnaryMultiCallable[_admin_pb2.ListRolloutsRequest, _admin_pb2.RolloutList]
     GetRollout: _grpc.UnaryUnaryMultiCallable[_admin_pb2.GetRolloutRequest, _admin_pb2.Rollout]
@@ -93,6 +95,8 @@ class AdminAsyncStub(AdminStub):
     RegisterModel: _aio.StreamUnaryMultiCallable[_admin_pb2.RegisterModelRequest, _admin_pb2.Version]  # type: ignore[assignment]
     ListVersions: _aio.UnaryUnaryMultiCallable[_admin_pb2.ListVersionsRequest, _admin_pb2.VersionList]  # type: ignore[assignment]
     GetVersion: _aio.UnaryUnaryMultiCallable[_admin_pb2.GetVersionRequest, _admin_pb2.Version]  # type: ignore[assignment]
+    ExportModel: _aio.UnaryStreamMultiCallable[_admin_pb2.ExportModelRequest, _admin_pb2.ExportModelResponse]  # type: ignore[assignment]
+    """The first message carries `head`, the rest `data`: a bundle in file order, see docs/air-gap.md."""
     StartRollout: _aio.UnaryUnaryMultiCallable[_admin_pb2.StartRolloutRequest, _admin_pb2.Rollout]  # type: ignore[assignment]
     ListRollouts: _aio.UnaryUnaryMultiCallable[_admin_pb2.ListRolloutsRequest, _admin_pb2.RolloutList]  # type: ignore[assignment]
     GetRollout: _aio.UnaryUnaryMultiCallable[_admin_pb2.GetRolloutRequest, _admin_pb2.Rollout]  # type: ignore[assignment]
@@ -260,6 +264,14 @@ class AdminServicer(metaclass=_abc_1.ABCMeta):
         request: _admin_pb2.GetVersionRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_admin_pb2.Version, _abc.Awaitable[_admin_pb2.Version]]: ...
+
+    @_abc_1.abstractmethod
+    def ExportModel(
+        self,
+        request: _admin_pb2.ExportModelRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_admin_pb2.ExportModelResponse], _abc.AsyncIterator[_admin_pb2.ExportModelResponse]]:
+        """The first message carries `head`, the rest `data`: a bundle in file order, see docs/air-gap.md."""
 
     @_abc_1.abstractmethod
     def StartRollout(

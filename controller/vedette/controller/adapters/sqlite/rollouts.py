@@ -49,6 +49,15 @@ MIGRATIONS = (
         """,
     ),
     *FLOORS,
+    script(
+        "rollouts-2",
+        """
+        CREATE TABLE decided_by_file (
+            agent_id TEXT NOT NULL, model TEXT NOT NULL, version TEXT NOT NULL, newest_rollout INTEGER NOT NULL,
+            at TEXT NOT NULL, by TEXT NOT NULL, PRIMARY KEY (agent_id, model)
+        ) STRICT;
+        """,
+    ),
 )
 
 _MEMBER_COLUMNS = (
@@ -100,17 +109,33 @@ class SqliteRollouts:
             return _loaded(connection, where, (limit,))[::-1]
 
     def standing_for(self, agent_id: str) -> list[Standing]:
-        """Return, newest first, the successes younger than any rollout of the same model that had the agent."""
+        """Return, newest first, the successes younger than what decided last of the agent's slot of the same model.
+
+        That is the newest rollout that had it as a member, or :meth:`save_by_file`.
+        """
         query = """
             SELECT model, version, selector, ended FROM rollouts AS done
             WHERE state = ? AND id > COALESCE((
                 SELECT MAX(other.id) FROM rollout_members AS member JOIN rollouts AS other ON other.id = member.rollout
                 WHERE member.agent_id = ? AND other.model = done.model), 0)
+            AND id > COALESCE((
+                SELECT newest_rollout FROM decided_by_file AS decided
+                WHERE decided.agent_id = ? AND decided.model = done.model), 0)
             ORDER BY id DESC
         """
         with self._database.transaction() as connection:
-            rows = connection.execute(query, (RolloutState.SUCCEEDED, agent_id)).fetchall()
+            rows = connection.execute(query, (RolloutState.SUCCEEDED, agent_id, agent_id)).fetchall()
         return [Standing(row["model"], row["version"], row["selector"], _time(row["ended"])) for row in rows]
+
+    def save_by_file(self, agent_ids: Iterable[str], version: str, at: datetime, by: str) -> None:
+        """Keep that a person decided by file what agents run of a model: no rollout of before owes them another."""
+        model = version.partition(":")[0]
+        with self._database.transaction() as connection:
+            newest = connection.execute("SELECT COALESCE(MAX(id), 0) FROM rollouts").fetchone()[0]
+            connection.executemany(
+                "INSERT OR REPLACE INTO decided_by_file VALUES (?, ?, ?, ?, ?, ?)",
+                [(agent_id, model, version, newest, _text(at), by) for agent_id in agent_ids],
+            )
 
 
 def _save_head(connection: sqlite3.Connection, rollout: Rollout) -> None:
