@@ -64,6 +64,7 @@ from vedette.agent.domain.slots import build_ref
 from vedette.agent.domain.standstill import Standstill
 from vedette.agent.domain.unit_limits import MAIN_BYTES
 from vedette.agent.domain.windows import Gauges, Windows
+from vedette.agent.rooms.log_sources import build_log_sources
 from vedette.agent.rooms.sinks import build_sinks
 from vedette.agent.settings import Settings
 from vedette.models.version import __version__
@@ -195,6 +196,7 @@ class Agent:
             emit_all=self._sinks.emits_all,
             evidence_per_s=settings.sink.evidence_per_s,
         )
+        self._logs = build_log_sources(settings, self._pipeline, self._conditions, self._clock)
         self._templates = TemplateFile(settings.state_dir / "templates.json", self._pipeline.decoder)
         self._usage = UsageMeter(lambda: self._serving.worker_pids)
         self._pressure = self._made_pressure_watch()
@@ -202,6 +204,7 @@ class Agent:
             serving=self._serving,
             pipeline=self._pipeline,
             collector=self._collector,
+            logs=self._logs,
             sinks=self._sinks,
             spool=self._spool,
             conditions=self._conditions,
@@ -247,6 +250,7 @@ class Agent:
         """Start what takes flows and what serves; each adds how it is stopped, so that the last started stops first."""
         self._sinks.start()
         parts.callback(self._sinks.close, _STOP_S)
+        parts.callback(self._logs.close)
         self._templates.load()
         server = self._server = HttpServer(
             {
@@ -313,6 +317,7 @@ class Agent:
         if self._collector is not None:
             yield self._pipeline.gather(self._collector, self._has_datagrams, self._settings.netflow.batch_s)
             yield self._listen_again()
+        yield from self._logs.tasks()
         yield self._pressure.run()
         yield self._close_windows()
         yield self._save_templates()
@@ -327,9 +332,12 @@ class Agent:
             while datagrams := self._collector.take(4096):
                 self._pipeline.take(datagrams)
         self._pipeline.flush()
+        is_all_told = False
         with suppress(TimeoutError):
             async with asyncio.timeout(_STOP_S):
                 await self._pipeline.drained()
+                is_all_told = True
+        self._logs.save(is_all_told=is_all_told)
         self._close_window()
         self._templates.save()
         if self._spool.is_read_only and not self._spool.is_empty:
@@ -523,6 +531,7 @@ class Agent:
             link={"state": link.status.state.value, "address": link.status.address} if link else _NO_LINK,
             status=current_status(self._state, self._serving.statuses(), self._conditions, self._clock),
             counters=self._figures.counters(),
+            sources=self._logs.report(),
             sinks=self._sinks.report(),
             process=process_standing(self._clock),
             flows=flow_standing(self._settings, self._collector, self._pipeline),

@@ -96,6 +96,24 @@ OPTIONS: tuple[Option, ...] = (
         "how long datagrams are gathered before they are decoded together, milliseconds",
     ),
     Option(
+        "source.eve.path",
+        kinds.text(),
+        "",
+        'Suricata\'s EVE log, such as "/var/log/suricata/eve.json"; its flow events are followed; "" is off',
+    ),
+    Option(
+        "source.eve.link_bytes",
+        kinds.integer(most=64),
+        14,
+        "bytes of each packet that Suricata counts and IP does not: 14 for Ethernet, 18 with VLAN tags, 0 for NFQ",
+    ),
+    Option(
+        "source.zeek.path",
+        kinds.text(),
+        "",
+        'Zeek\'s conn.log, JSON or TSV, such as "/opt/zeek/logs/current/conn.log"; "" is off',
+    ),
+    Option(
         "inference.socket",
         kinds.text(),
         str(RUN_DIR / "inference.sock"),
@@ -284,6 +302,15 @@ class NetflowSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class LogSettings:
+    """The log files of other programs that flows are read from. A path of None: off."""
+
+    eve: Path | None
+    eve_link_bytes: int
+    zeek: Path | None
+
+
+@dataclass(frozen=True, slots=True)
 class OipSettings:
     """Where programs ask models. ``socket`` None: no unix socket; ``listen`` None: no TCP."""
 
@@ -374,6 +401,7 @@ class Settings:
     name: str
     link: LinkSettings
     netflow: NetflowSettings
+    logs: LogSettings
     oip: OipSettings
     sink: JsonSinkSettings
     syslog: SyslogSettings | None
@@ -426,6 +454,11 @@ def settings_from(value: Mapping[str, Any]) -> Settings:
             queue_bytes=value["source.netflow.queue"],
             batch_s=value["source.netflow.batch_ms"] / 1000,
         ),
+        logs=LogSettings(
+            eve=_optional_path(value["source.eve.path"]),
+            eve_link_bytes=value["source.eve.link_bytes"],
+            zeek=_optional_path(value["source.zeek.path"]),
+        ),
         oip=_oip_from(value),
         sink=JsonSinkSettings(
             path=Path(sink_path) if sink_path else None,
@@ -441,6 +474,10 @@ def settings_from(value: Mapping[str, Any]) -> Settings:
         telemetry=TelemetrySettings(value["telemetry.interval_s"], value["telemetry.spool"]),
         budget=BudgetSettings(value["budget.memory"], value["budget.cpu_percent"]),
     )
+
+
+def _optional_path(text: str) -> Path | None:
+    return Path(text) if text else None
 
 
 def _oip_from(value: Mapping[str, Any]) -> OipSettings:

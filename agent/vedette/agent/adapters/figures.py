@@ -8,6 +8,7 @@ from vedette.agent.adapters.artifacts import Downloads
 from vedette.agent.adapters.collector import Collector
 from vedette.agent.adapters.exporter_figures import families_exporters
 from vedette.agent.adapters.link import Link, LinkState
+from vedette.agent.adapters.log_sources import LogSources, families_log_sources
 from vedette.agent.adapters.oip_counts import RequestCounts
 from vedette.agent.adapters.pipeline import FlowPipeline
 from vedette.agent.adapters.pressure import PressureWatch
@@ -33,6 +34,7 @@ class Figures:
         serving: Serving,
         pipeline: FlowPipeline,
         collector: Collector | None,
+        logs: LogSources,
         sinks: Fanout,
         spool: Spool,
         conditions: Conditions,
@@ -43,6 +45,7 @@ class Figures:
         self._serving = serving
         self._pipeline = pipeline
         self._collector = collector
+        self._logs = logs
         self._sinks = sinks
         self._spool = spool
         self._conditions = conditions
@@ -92,13 +95,13 @@ class Figures:
                 "datagrams": collected.datagrams,
                 "datagrams_dropped": collected.dropped_queue + collected.dropped_kernel,
             }
-        return found | self._sinks.counters()
+        return found | self._logs.counters() | self._sinks.counters()
 
     def families(self) -> Iterator[Family]:
         """Return everything for ``/metrics``."""
         yield Family("vedette_agent_build_info", "gauge", "Version.", (Sample(1, {"version": __version__}),))
         for name, value in self.counters().items():
-            if name not in ("datagrams_dropped", "datagrams_malformed", "verdicts_lost", "verdicts_written"):
+            if name in COUNTERS:  # the others are told with labels
                 yield single(f"vedette_agent_{name}_total", "counter", COUNTERS[name], value)
         yield from self._collected()
         yield from self._served()
@@ -118,6 +121,7 @@ class Figures:
             yield Family("vedette_agent_datagrams_dropped_total", "counter", "Datagrams lost.", dropped)
             granted = self._collector.buffer_bytes
             yield single("vedette_agent_receive_buffer_bytes", "gauge", "Socket buffer the kernel granted.", granted)
+        yield from families_log_sources(self._logs)
         yield from families_sinks(self._sinks)
 
     def _served(self) -> Iterator[Family]:

@@ -32,7 +32,7 @@ from vedette.models.evidence import EvidenceError, occlusion_rows, rank
 from vedette.models.flows.datagrams import Datagram
 from vedette.models.flows.extract import FLOW_SCHEMA, SILENCE_MS, FlowBatch, FlowExtractor
 from vedette.models.flows.netflow import FlowDecoder
-from vedette.models.flows.records import chosen
+from vedette.models.flows.records import FlowRecords, chosen
 from vedette.models.profile import ReferenceProfile
 from vedette.models.release import Release
 from vedette.models.verdict import Evidence, ScoredBy, verdict_lines
@@ -49,6 +49,7 @@ _TURN_DATAGRAMS = 256  # decoded at once; some 6,000 records, 25 ms of the loop
 _SCORE_ROWS = 4096  # of one request
 _SILENCE_STEP_S = 1.0
 _GATHER_S = 1.0  # under pressure: at 1,000 flows/s a fifth of the batches, each five times as large
+_LAST_EXPORTER = 2**32 - 1  # numbers of other sources go down from here; the decoder's go up from 0
 _MAX_REFERENCES = 15  # kept beside the newest
 
 
@@ -178,6 +179,9 @@ class FlowPipeline:
         self._is_drained.set()
         self._has_room.set()
         self._exporters: dict[int, str] = {}
+        self._own_exporters: dict[int, str] = {}  # the decoder knows nothing of
+        self.queued_flows = 0
+        self._scoring_flows = 0
         self._references: dict[str, ReferenceProfile | None] = {}
 
     def take(self, datagrams: Sequence[Datagram]) -> None:
@@ -190,6 +194,20 @@ class FlowPipeline:
             # costs its batch, not the appliance's verdicts until somebody restarts the agent.
             self.counters.batches_failed += 1
             logger.exception("%d datagrams could not be taken", len(datagrams))
+
+    def add_exporter(self, name: str) -> int:
+        """Return the number by which records of another source than the network name their exporter."""
+        number = _LAST_EXPORTER - len(self._own_exporters)
+        self._own_exporters[number] = name
+        return number
+
+    def take_records(self, records: FlowRecords) -> None:
+        """Queue the flows of the ticks that these records close; never raises for what they hold."""
+        try:
+            self._queue(self.extractor.push(records, now_ms=self._now_ms()))
+        except Exception:
+            self.counters.batches_failed += 1
+            logger.exception("%d records could not be taken", len(records))
 
     def advance(self) -> None:
         """Queue what waits of exporters that fell silent. To be called about once a second after datagrams came."""
@@ -234,12 +252,14 @@ class FlowPipeline:
         while self._waiting:
             batch = self._waiting.popleft()
             self._waiting_flows -= len(batch)
+            self._scoring_flows = len(batch)
             if self._waiting_flows <= _AHEAD_FLOWS:
                 self._has_room.set()
             for begin in range(0, len(batch), _SCORE_ROWS):
                 self._parts += 1
                 self.scoring = self._parts
                 await self._score(_part(batch, begin, begin + _SCORE_ROWS))
+            self._scoring_flows = 0
         self.scoring = None
         self._has_flows.clear()
         self._is_drained.set()
@@ -247,6 +267,11 @@ class FlowPipeline:
     async def room(self) -> None:
         """Wait until little enough is queued for inference that more may be taken off the network's own queue."""
         await self._has_room.wait()
+
+    @property
+    def finished_flows(self) -> int:
+        """How many of the flows that were ever queued have been scored and told, or given up; the oldest are first."""
+        return self.queued_flows - self._waiting_flows - self._scoring_flows
 
     async def drained(self) -> None:
         """Wait until whoever runs :meth:`score_forever` has scored everything."""
@@ -265,6 +290,7 @@ class FlowPipeline:
                 return
         self._waiting.append(batch)
         self._waiting_flows += len(batch)
+        self.queued_flows += len(batch)
         while self._waiting_flows > MAX_WAITING_FLOWS and len(self._waiting) > 1:
             dropped = len(self._waiting.popleft())
             self._waiting_flows -= dropped
@@ -408,7 +434,8 @@ class FlowPipeline:
 
     def _exporter(self, index: int) -> str:
         if index not in self._exporters:
-            self._exporters = {number: exporter.address for number, exporter in self.decoder.exporters.items()}
+            heard = {number: exporter.address for number, exporter in self.decoder.exporters.items()}
+            self._exporters = heard | self._own_exporters
         return self._exporters.get(index, "")
 
     def _now_ms(self) -> int:

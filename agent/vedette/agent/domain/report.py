@@ -25,6 +25,7 @@ def status_report(
     link: Mapping[str, Any],
     status: Status,
     counters: Mapping[str, int | float],
+    sources: Sequence[Mapping[str, Any]] = (),
     sinks: Sequence[Mapping[str, Any]] = (),
     process: Mapping[str, Any] = _NOTHING,
     flows: Mapping[str, Any] = _NOTHING,
@@ -44,6 +45,7 @@ def status_report(
         link: Where the link stands.
         status: As the controller gets it.
         counters: By plain names.
+        sources: How each log file stands.
         sinks: How each stands.
         process: The agent's process and clock.
         flows: The flow port and its exporters.
@@ -68,6 +70,7 @@ def status_report(
         "slots": {slot.slot: _plain(asdict(slot)) | dict(models.get(slot.slot, {})) for slot in status.slots},
         "conditions": [_plain(asdict(condition)) for condition in status.conditions],
         "counters": dict(counters),
+        "sources": [dict(source) for source in sources],
         "sinks": [dict(sink) for sink in sinks],
         "process": dict(process),
         "flows": dict(flows),
@@ -88,7 +91,8 @@ def status_text(report: Report) -> str:
         )
     counters = report["counters"]
     lines += [_link_line(report["link"]), *_flow_lines(counters), *_request_lines(counters)]
-    lines += [*_sink_lines(report.get("sinks", ())), "", models_text(report).rstrip()]
+    lines += [*(_source_line(source) for source in report.get("sources", ())), *_sink_lines(report.get("sinks", ()))]
+    lines += ["", models_text(report).rstrip()]
     if report["conditions"]:
         lines += ["", *(_condition_line(condition) for condition in report["conditions"])]
     return "\n".join(lines) + "\n"
@@ -156,6 +160,18 @@ def _flow_lines(counters: Mapping[str, int | float]) -> Sequence[str]:
     if shed := counters.get("flows_shed", 0):
         parts.append(f"{shed:,} not scored under pressure ({shed / counters['flows']:.1%})")
     return (f"flows     {counters['flows']:,} {' · '.join(parts)}",)
+
+
+def _source_line(source: Mapping[str, Any]) -> str:
+    parts = [f"{source['records']:,} flows in {source['lines']:,} lines"]
+    if bad := sum(source["bad"].values()):
+        parts.append(f"{bad:,} unreadable")
+    if source["behind_bytes"]:
+        parts.append(f"{source['behind_bytes'] / _MIB:.3g} MiB behind")
+    if source["gaps"]:
+        parts.append(f"{source['gaps']:,} gaps")
+    state = " (NOT READ)" if source["problem"] else ""
+    return f"{source['source']:<9} {source['path']}{state}   {' · '.join(parts)}"
 
 
 def _sink_lines(sinks: Sequence[Mapping[str, Any]]) -> Sequence[str]:
