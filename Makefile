@@ -25,8 +25,9 @@ test test-root bench lab soak: export LD_LIBRARY_PATH := $(CURDIR)/$(VENV)/openm
 demo: dev
 	$(BIN)/vedette demo $(ARGS)
 
+# Side by side, for they wait more than they work; `make test ARGS="-n 0"` runs one after the other.
 test: dev
-	$(BIN)/python -m pytest -m 'not root and not gpu and not lab' $(ARGS)
+	$(BIN)/python -m pytest -m 'not root and not gpu and not lab' -n $$(($$(nproc) + 1)) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 # What needs root: disks that are really full, packages made twice (those need `make needs`).
 test-root: dev
