@@ -169,6 +169,10 @@ class Appliance:
         )
 
     @property
+    def public_key(self) -> ec.EllipticCurvePublicKey:
+        return self._key.public_key()
+
+    @property
     def request(self) -> bytes:
         name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "appliance")])
         builder = x509.CertificateSigningRequestBuilder().subject_name(name)

@@ -138,6 +138,10 @@ def command_parser() -> _Parser:
     models = _verb(verbs, "models", _models, "Show what serves in each slot.", _MODELS_EXAMPLES)
     bring = _verb(verbs, "import", _import, "Apply an assignment that came in a file.", _IMPORT_EXAMPLES)
     bring.add_argument("file", metavar="FILE", help='a bundle that the controller exported; "-" reads standard input')
+    away = _verb(
+        verbs, "export-telemetry", _export, "Write what waits for the controller into a file.", _EXPORT_EXAMPLES
+    )
+    away.add_argument("file", metavar="FILE", help='where to, signed by this appliance; "-" is standard output')
     bring.add_argument("--no-wait", action="store_true", help="leave it to the running agent and return")
     for each in (status, models):
         each.add_argument("--output", choices=("table", "json"), default="table", help="form of the answer")
@@ -154,6 +158,10 @@ _STATUS_EXAMPLES = "  vedette-agent status\n  vedette-agent status --output json
 _MODELS_EXAMPLES = "  vedette-agent models\n  vedette-agent models --output json"
 _IMPORT_EXAMPLES = (
     "  vedette-agent import /media/usb/flow-threat-2.bundle\n  ssh ctl cat edge-7.bundle | vedette-agent import -"
+)
+_EXPORT_EXAMPLES = (
+    "  vedette-agent export-telemetry /media/usb/edge-7.telemetry\n"
+    "  vedette-agent export-telemetry - | ssh ctl 'cat > edge-7.telemetry'"
 )
 
 
@@ -412,4 +420,39 @@ def _await_outcome(settings: Settings, brought: Brought, before: Mapping[str, st
         old, new = before.get(slot, "nothing"), wanted.get(slot, "nothing")
         _say(f"{slot}: {new}, as before" if old == new else f"{slot}: {old} → {new}")
     _say(f"Assignment {assignment.sequence} is applied.")
+    return 0
+
+
+def _export(options: argparse.Namespace) -> int:
+    """Write as who typed it, read as the service user: neither need be allowed what the other is."""
+    from vedette.agent.adapters.service_user import check_permitted, packaged_user, run_as
+    from vedette.agent.adapters.telemetry_export import replacing
+
+    settings = read_settings(options.config)
+    user = packaged_user(options.config)
+    if user is not None:
+        check_permitted(user, "export-telemetry")
+    with nullcontext(sys.stdout.buffer) if options.file == "-" else replacing(Path(options.file)) as target:
+        if user is None:
+            return _write_telemetry(target, options.file, settings)
+        work = partial(_guarded, lambda _: _write_telemetry(target, options.file, settings), options)
+        if code := run_as(user, settings, work):
+            raise SystemExit(code)  # told there; what stood in the file's place stays
+    return 0
+
+
+def _write_telemetry(target: BinaryIO, name: str, settings: Settings) -> int:
+    from vedette.agent.adapters.clock import SystemClock
+    from vedette.agent.adapters.progress import Meter
+    from vedette.agent.adapters.telemetry_export import export_telemetry
+
+    meter = Meter(f"writing {Path(name).name}")
+    try:
+        exported = export_telemetry(target, settings, SystemClock().now(), meter.update)
+    finally:
+        meter.close()
+    _say(f"{exported.batches:,} batches, {exported.size:,} bytes. All of it still waits here, too: a link that comes")
+    _say(
+        "back sends it again, and the controller counts it once. Next, at the controller: vedette telemetry import FILE"
+    )
     return 0

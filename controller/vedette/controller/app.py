@@ -89,7 +89,7 @@ class Controller:
             AdminFleet(rooms.desk, rooms.enrolment, admin),
             AdminMl(rooms.datasets, rooms.runs, rooms.registry, rooms.drift, admin),
             AdminRollout(rooms.rollouts, admin),
-            AdminFiles(rooms.bundles, admin),
+            AdminFiles(rooms.bundles, rooms.telemetry_files, admin),
         )
 
     async def start(self) -> None:

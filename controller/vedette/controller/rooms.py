@@ -33,6 +33,7 @@ from vedette.controller.services.registry import RegistryService
 from vedette.controller.services.rollouts import RolloutService
 from vedette.controller.services.runs import RunService
 from vedette.controller.services.telemetry import Telemetry
+from vedette.controller.services.telemetry_files import TelemetryFiles
 from vedette.controller.services.workshop import Workshop
 from vedette.controller.settings import ControllerSettings
 from vedette.wire.systemd import fields
@@ -73,6 +74,7 @@ class Rooms:
     rollouts: RolloutService
     drift: DriftService
     bundles: Bundles
+    telemetry_files: TelemetryFiles
 
     async def start(self) -> None:
         """Read what is stored and go on with what was unfinished; rollouts last, they need all the others.
@@ -190,6 +192,9 @@ def furnish(
             deciders=decisions,
             assignments=fleet,
             name_of=fleet.name_of,
+        ),
+        telemetry_files=TelemetryFiles(
+            workshop, measured, agent_of=AuthorityCertifier(keys.authority).agent_of, fleet=fleet
         ),
         drift=DriftService(
             runner=database,

@@ -272,6 +272,7 @@ RUN = Pair(views.Run, admin_pb2.Run)
 VERSION = Pair(views.Version, admin_pb2.Version)
 ROLLOUT = Pair(views.Rollout, admin_pb2.Rollout)
 DRIFT = Pair(views.DriftReport, admin_pb2.DriftReport)
+TELEMETRY_IMPORT = Pair(views.TelemetryImport, admin_pb2.TelemetryImport)
 MODEL_EXPORT = Pair(views.ModelExport, admin_pb2.ModelExport)
 AGENT_TELEMETRY = Pair(views.AgentTelemetry, admin_pb2.AgentTelemetry)
 

@@ -362,3 +362,18 @@ class ModelExport:
     version: str = ""
     bytes: int = 0
     agents: Annotated[tuple[ExportedAssignment, ...], Limit(16_384)] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TelemetryImport:
+    """What came of a file of telemetry."""
+
+    agent: str = ""  # name
+    exported: datetime | None = None  # as the agent's clock says
+    batches: int = 0  # in the file
+    counted: int = 0  # of these, not counted before
+    rows: int = 0  # of the counted
+    flagged: int = 0
+    gaps: int = 0  # told by the counted
+    rows_lost: int = 0  # in these gaps
+    refused: int = 0  # batches with a number outside its limits

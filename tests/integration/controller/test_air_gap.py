@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
+import sqlite3
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
@@ -13,11 +15,13 @@ from grpc import aio
 
 from tests.integration.controller.test_restore_with_an_agent import register, serves
 from tests.integration.rollouts.test_rollouts import Typed
-from tests.support.controller import Running, code_of, prepare, running
+from tests.support.controller import Appliance, Running, code_of, prepare, running
 from tests.support.daemon import Daemon
+from vedette.controller.adapters.pki import CertificateAuthority
 from vedette.models.assignment import ASSIGNMENT_TYPE, Assignment
 from vedette.models.bundle import Bundle, PartKind
 from vedette.models.signing import unseal
+from vedette.models.telemetry_file import read_head, start_of
 from vedette.wire.v1 import admin_pb2, admin_pb2_grpc
 
 DEAD_END = 'controller = ["127.0.0.1:9"]\n'
@@ -139,3 +143,73 @@ async def test_who_has_no_admins_certificate_exports_nothing(served: Running, ve
             await stub.ExportModel(admin_pb2.ExportModelRequest(version="flow-threat:1", assign=True)).read()
     assert code_of(caught.value) == "method-forbidden"
     assert served.controller.rooms.fleet.desired_slots(edge.id) == ()
+
+
+async def exported(edge: Daemon, tmp_path: Path) -> Path:
+    """Return what an agent that has run for a moment writes into a file."""
+    await edge.start()
+    spool = tmp_path / "edge/s/spool.db"
+
+    def waits(_: object) -> bool:
+        with sqlite3.connect(spool) as opened:
+            return bool(opened.execute("SELECT count(*) > 2 FROM batches").fetchone()[0])
+
+    await edge.until(waits)
+    await edge.stop()
+    file = tmp_path / "edge.telemetry"
+    assert await edge.command("export-telemetry", str(file)) == 0
+    return file
+
+
+async def test_telemetry_by_file_counts_once_however_often_and_by_whatever_way_it_comes(
+    served: Running, vedette: Typed, edge: Daemon, tmp_path: Path
+) -> None:
+    file = await exported(edge, tmp_path)
+    code, first, err = await vedette("telemetry", "import", str(file))
+    assert code == 0, err
+    assert first["counted"] == first["batches"] > 2
+    assert (first["agent"], first["refused"]) == ("edge-7", 0)
+    _, again, _ = await vedette("telemetry", "import", str(file))
+    assert (again["counted"], again["batches"]) == (0, first["batches"])
+
+    edge.config.write_text(edge.config.read_text().removeprefix(DEAD_END))
+    await edge.start()
+    telemetry = served.controller.rooms.telemetry
+    while telemetry.repeated < 2 * first["batches"]:  # noqa: ASYNC110 - the test's time-out ends it
+        await asyncio.sleep(0.05)
+    assert telemetry.repeated == 2 * first["batches"]
+
+
+async def test_telemetry_that_is_not_proven_is_not_counted(
+    served: Running, vedette: Typed, edge: Daemon, tmp_path: Path
+) -> None:
+    file = await exported(edge, tmp_path)
+    whole = file.read_bytes()
+    source = io.BytesIO(whole)
+    head = read_head(source)
+    stranger = Appliance(served)
+    foreign = CertificateAuthority(CertificateAuthority.create("other")).issue_agent(head.agent, stranger.public_key)
+    forged = {
+        2: [whole[:-1], whole + b"x", whole[:-1] + bytes([whole[-1] ^ 1]), b"garbage" * 9],
+        4: [
+            start_of(replace(head, certificate=foreign), stranger.key) + whole[source.tell() :],
+            start_of(head, stranger.key) + whole[source.tell() :],
+            start_of(replace(head, agent="another"), (tmp_path / "edge/s/enrolment/key.pem").read_bytes())
+            + whole[source.tell() :],
+        ],
+    }
+    for expected, files in forged.items():
+        for data in files:
+            (tmp_path / "forged").write_bytes(data)
+            code, _, err = await vedette("telemetry", "import", str(tmp_path / "forged"))
+            assert code == expected, err
+    assert served.controller.rooms.telemetry.batches == 0
+
+
+async def test_a_revoked_agents_file_is_refused(served: Running, vedette: Typed, edge: Daemon, tmp_path: Path) -> None:
+    file = await exported(edge, tmp_path)
+    assert (await vedette("agent", "revoke", "edge-7", "--yes"))[0] == 0
+    code, _, err = await vedette("telemetry", "import", str(file))
+    assert code == 4
+    assert "was revoked" in err
+    assert served.controller.rooms.telemetry.batches == 0

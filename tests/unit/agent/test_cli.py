@@ -33,7 +33,8 @@ def test_every_commands_help_says_what_it_does_with_two_examples(verb: str, caps
 def test_alone_it_shows_what_it_can_do(capsys: pytest.CaptureFixture[str]) -> None:
     assert run_command([]) == 2
     said = capsys.readouterr()
-    assert (said.out, "enroll       Spend a one-time token" in said.err) == ("", True)
+    assert said.out == ""
+    assert "enroll Spend a one-time token" in " ".join(said.err.split())
 
 
 def test_the_help_of_run_lists_every_key(capsys: pytest.CaptureFixture[str]) -> None:

@@ -35,8 +35,8 @@ def test_the_words_others_scripts_use_are_there() -> None:
     fixed = """
         token create|token ls|token revoke|agent ls|agent show|agent label|agent revoke|agent rm|data import|data ls|
         data show|data snapshot|label import|train|run ls|run show|model register|model ls|model show|model export|
-        rollout start|rollout ls|rollout show|rollout watch|rollout pause|rollout resume|rollout abort|drift|status|login|demo|
-        telemetry query|completion
+        rollout start|rollout ls|rollout show|rollout watch|rollout pause|rollout resume|rollout abort|drift|
+        status|login|demo|telemetry query|telemetry import|completion
     """
     assert {f"vedette {path.strip()}" for path in fixed.split("|")} == set(VERBS)
 

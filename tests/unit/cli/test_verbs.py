@@ -600,3 +600,30 @@ def test_an_export_that_does_not_come_whole_leaves_the_old_file(stage: Stage, tm
 def test_an_export_into_a_folder_that_is_not_there_asks_nothing_of_the_controller(stage: Stage, tmp_path: Path) -> None:
     assert stage("model", "export", "plain:1", str(tmp_path / "none/x.bundle"), "--for", "").code == 3
     assert stage.admin.requests == []
+
+
+def test_telemetry_from_a_file_says_what_is_new_what_is_lost_and_what_was_there(stage: Stage, tmp_path: Path) -> None:
+    file = tmp_path / "edge.telemetry"
+    file.write_bytes(bytes(300_000))
+    done = views.TelemetryImport(
+        agent="edge-7",
+        exported=AGO,
+        batches=1200,
+        counted=1000,
+        rows=5_000_000,
+        flagged=12,
+        gaps=2,
+        rows_lost=77,
+        refused=1,
+    )
+    stage.answer("ImportTelemetry", convert.TELEMETRY_IMPORT.to_wire(done))
+    shown = stage("telemetry", "import", str(file))
+    assert "edge-7: 1,000 of 1,200 batches counted, 5,000,000 rows, 12 flagged" in shown.out
+    assert "199 were counted before" in shown.out
+    assert "2 gaps told: 77 rows" in shown.out
+    assert "1 refused" in shown.out
+    sent = stage.admin.last("ImportTelemetry")
+    assert sent[0].header.total_bytes == 300_000
+    assert b"".join(piece.data for piece in sent[1:]) == bytes(300_000)
+    assert stage("telemetry", "import", str(file), "--output", "json").json["rows_lost"] == 77
+    assert stage("telemetry", "import", str(tmp_path / "none")).code == 3

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import logging
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -403,3 +403,46 @@ def _decoded(stored: _Stored) -> TelemetryBatch | None:
     except (DecodeError, WireError):
         return None
     return batch if (batch.boot_epoch, batch.sequence) == (stored.boot_epoch, stored.sequence) else None
+
+
+_MARKED_AT_ONCE = 16  # rows, some hundred kilobytes: the running agent's own writes wait for no more than that
+_SENT_MARK = 2
+
+
+@contextmanager
+def handed_out(path: Path) -> Iterator[Callable[[], Iterator[bytes]]]:
+    """Hold what waits on the disk for a file, which may be counted long before anything is acknowledged.
+
+    May be used beside a running agent. What is handed out is marked as what was sent is, so that it keeps its name and
+    what is in it; nothing is deleted. The value is a function that yields the bodies by name, each time the same.
+
+    Raises:
+        DiskFull: There is no room for the marks.
+        StateReadOnly, StateError: The file cannot be opened, written or read.
+    """
+    with _translating(path):
+        connection = _made(str(path))
+        try:
+            is_marked = "hold" in {row[1] for row in connection.execute("PRAGMA table_info(batches)")}
+            if is_marked:
+                _mark_all(connection)
+            connection.execute("BEGIN")  # the first reading fixes what all of them see
+            only = f"WHERE hold = {_SENT_MARK}" if is_marked else ""
+            query = f"SELECT body FROM batches {only} ORDER BY boot_epoch, sequence"  # noqa: S608 - a number of ours
+            yield lambda: (body for (body,) in connection.execute(query))
+        finally:
+            connection.close()
+
+
+def _mark_all(connection: sqlite3.Connection) -> None:
+    some = f"SELECT rowid FROM batches WHERE hold != {_SENT_MARK} LIMIT {_MARKED_AT_ONCE}"  # noqa: S608 - ours
+    while connection.execute(f"UPDATE batches SET hold = {_SENT_MARK} WHERE rowid IN ({some})").rowcount:  # noqa: S608
+        pass
+
+
+@contextmanager
+def _translating(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except sqlite3.Error as exc:
+        raise _translated(exc, path) from exc

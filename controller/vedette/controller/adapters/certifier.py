@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from vedette.controller.adapters.pki import CertificateAuthority, key_digest_of, requested_key
+from vedette.controller.adapters.pki import CertificateAuthority, identity_of, key_digest_of, requested_key
+from vedette.controller.domain.errors import Refused, Unauthenticated
 
 
 class AuthorityCertifier:
@@ -26,3 +27,19 @@ class AuthorityCertifier:
             InvalidInput: The request cannot be used.
         """
         return self._authority.issue_agent(agent_id, requested_key(certificate_request))
+
+    def agent_of(self, certificate: bytes) -> tuple[str, str]:
+        """Return id and key digest of the agent that a certificate (PEM) is for.
+
+        Raises:
+            Refused: This authority issued no such certificate.
+        """
+        what = "the certificate in the file is none of an agent here"
+        try:
+            holder = identity_of(certificate)
+        except Unauthenticated as exc:
+            raise Refused("file-forged", what, exc.why) from exc
+        if holder.kind != "agent" or not self._authority.has_issued(certificate):
+            why = f"it names the {holder.kind} {holder.name[:64]}, and was issued by another controller, or by nobody"
+            raise Refused("file-forged", what, why)
+        return holder.name, holder.key_digest

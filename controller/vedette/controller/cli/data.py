@@ -47,7 +47,7 @@ data = noun(
 )
 def data_import(paths: Sequence[str], dataset: str, form: str | None) -> None:
     """Import files."""
-    files = [_file(path) for path in paths]
+    files = [existing_file(path) for path in paths]
     forms = [form or _form_of(path) for path in files]
     session = current()
     done = []
@@ -70,7 +70,13 @@ def data_import(paths: Sequence[str], dataset: str, form: str | None) -> None:
     )
 
 
-def _file(path: str) -> Path:
+def existing_file(path: str) -> Path:
+    """Return a file that is there.
+
+    Raises:
+        Missing: It is not; the nearest is named.
+        Usage: It is a folder.
+    """
     found = Path(path)
     if not found.exists():
         siblings = [item.name for item in found.parent.iterdir()] if found.parent.is_dir() else []
@@ -96,11 +102,11 @@ def _import_one(session: Session, path: Path, dataset: str, form: str) -> views.
         dataset=dataset, format=form, file_name=path.name, total_bytes=path.stat().st_size
     )
     first = admin_pb2.ImportDataRequest(header=head)
-    answer = _upload(session, "ImportData", first, path, lambda piece: admin_pb2.ImportDataRequest(data=piece))
+    answer = uploaded(session, "ImportData", first, path, lambda piece: admin_pb2.ImportDataRequest(data=piece))
     return DATA_IMPORT.from_wire(answer)
 
 
-def _upload(session: Session, method: str, first: Any, path: Path, wrap: Callable[[bytes], Any]) -> Any:
+def uploaded(session: Session, method: str, first: Any, path: Path, wrap: Callable[[bytes], Any]) -> Any:
     """Send a file in pieces behind its header, showing how far it is."""
     meter = Meter(path.name, path.stat().st_size)
 
@@ -233,10 +239,10 @@ def label_import(path: str, dataset: str) -> None:
     from vedette.wire.convert import LABEL_IMPORT
     from vedette.wire.v1 import admin_pb2
 
-    session, file = current(), _file(path)
+    session, file = current(), existing_file(path)
     head = admin_pb2.ImportLabelsRequest.Header(dataset=dataset, file_name=file.name, total_bytes=file.stat().st_size)
     first = admin_pb2.ImportLabelsRequest(header=head)
-    answer = _upload(session, "ImportLabels", first, file, lambda piece: admin_pb2.ImportLabelsRequest(data=piece))
+    answer = uploaded(session, "ImportLabels", first, file, lambda piece: admin_pb2.ImportLabelsRequest(data=piece))
     item = LABEL_IMPORT.from_wire(answer)
     if session.output.is_json:
         session.output.json(item)
@@ -404,10 +410,10 @@ def model_register(path: str, name: str) -> None:
     from vedette.wire.convert import VERSION
     from vedette.wire.v1 import admin_pb2
 
-    session, file = current(), _file(path)
+    session, file = current(), existing_file(path)
     head = admin_pb2.RegisterModelRequest.Header(model=name, total_bytes=file.stat().st_size, file_name=file.name)
     first = admin_pb2.RegisterModelRequest(header=head)
-    answer = _upload(session, "RegisterModel", first, file, lambda piece: admin_pb2.RegisterModelRequest(data=piece))
+    answer = uploaded(session, "RegisterModel", first, file, lambda piece: admin_pb2.RegisterModelRequest(data=piece))
     item = VERSION.from_wire(answer)
     if session.output.is_json:
         session.output.json(item)

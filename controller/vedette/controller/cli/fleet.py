@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import click
 
 from vedette.controller.cli import complete
+from vedette.controller.cli.data import existing_file, uploaded
 from vedette.controller.cli.frame import YES, Command, Group, confirm, noun, verb
 from vedette.controller.cli.output import Column
 from vedette.controller.cli.problems import Usage
 from vedette.controller.cli.session import Session, current
-from vedette.controller.cli.words import ago, count, pairs, seconds, share, size, three, when
+from vedette.controller.cli.words import ago, clean, count, pairs, seconds, share, size, three, when
 from vedette.wire import views
 
 MAX_EXPIRY_S = 2**32 - 1
@@ -431,6 +432,46 @@ _TELEMETRY_COLUMNS = (
 def telemetry_query(model: str, last: str) -> None:
     """Show telemetry."""
     _show_telemetry(model, last)
+
+
+@verb(
+    telemetry,
+    "import",
+    "Count what an appliance without a link wrote into a file. What was counted already is not counted again.",
+    "vedette telemetry import edge-7.telemetry",
+    "vedette telemetry import edge-7.telemetry --output json",
+)
+@click.argument("path", metavar="FILE", type=click.Path())
+def telemetry_import(path: str) -> None:
+    """Import telemetry."""
+    from vedette.wire.convert import TELEMETRY_IMPORT
+    from vedette.wire.v1 import admin_pb2
+
+    session, file = current(), existing_file(path)
+    head = admin_pb2.ImportTelemetryRequest.Header(file_name=file.name, total_bytes=file.stat().st_size)
+    first = admin_pb2.ImportTelemetryRequest(header=head)
+    answer = uploaded(
+        session, "ImportTelemetry", first, file, lambda piece: admin_pb2.ImportTelemetryRequest(data=piece)
+    )
+    item = TELEMETRY_IMPORT.from_wire(answer)
+    if session.output.is_json:
+        session.output.json(item)
+        return
+    for line in _telemetry_lines(item):
+        session.output.line(clean(line))
+
+
+def _telemetry_lines(item: views.TelemetryImport) -> Iterator[str]:
+    repeated = item.batches - item.counted - item.refused
+    batches, rows = count(item.batches, "batch", "batches"), count(item.rows, "row")
+    yield f"{item.agent}: {item.counted:,} of {batches} counted, {rows}, {item.flagged:,} flagged"
+    if repeated:
+        yield f"{repeated:,} were counted before"
+    if item.gaps:
+        yield f"{count(item.gaps, 'gap')} told: {count(item.rows_lost, 'row')} of which the appliance kept no count"
+    if item.refused:
+        yield f"{item.refused:,} refused: a number in them is outside its limits"
+    yield f"Written when the appliance's clock said {when(item.exported)}"
 
 
 def _show_telemetry(model: str, last: str) -> None:

@@ -64,13 +64,22 @@ class Telemetry:
             InvalidInput: A number is outside its limits.
             DiskFull: There is no room; the agent keeps the batch and repeats it.
         """
+        await self.take(agent_id, batch)
+        return TelemetryAcknowledgement(boot_epoch=batch.boot_epoch, sequence=batch.sequence)
+
+    async def take(self, agent_id: str, batch: TelemetryBatch) -> bool:
+        """Commit a batch unless it was counted before, on whatever way it came; return whether it was new.
+
+        Raises:
+            InvalidInput, DiskFull: As :meth:`report`.
+        """
         check_batch(batch)
         is_new = await self._runner.run(self._store.record, agent_id, batch, self._clock.now())
         self.batches += is_new
         self.repeated += not is_new
         if is_new:
             self._count(agent_id, batch)
-        return TelemetryAcknowledgement(boot_epoch=batch.boot_epoch, sequence=batch.sequence)
+        return is_new
 
     def _count(self, agent_id: str, batch: TelemetryBatch) -> None:
         before = self._totals.get(agent_id, Totals())

@@ -2233,3 +2233,101 @@ class AgentTelemetry(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___AgentTelemetry: _TypeAlias = AgentTelemetry  # noqa: Y015
+
+@_typing.final
+class ImportTelemetryRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class Header(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        FILE_NAME_FIELD_NUMBER: _builtins.int
+        TOTAL_BYTES_FIELD_NUMBER: _builtins.int
+        file_name: _builtins.str
+        total_bytes: _builtins.int
+        def __init__(
+            self,
+            *,
+            file_name: _builtins.str = ...,
+            total_bytes: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["file_name", b"file_name", "total_bytes", b"total_bytes"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    HEADER_FIELD_NUMBER: _builtins.int
+    DATA_FIELD_NUMBER: _builtins.int
+    data: _builtins.bytes
+    @_builtins.property
+    def header(self) -> Global___ImportTelemetryRequest.Header: ...
+    def __init__(
+        self,
+        *,
+        header: Global___ImportTelemetryRequest.Header | None = ...,
+        data: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "data", b"data", "header", b"header"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "data", b"data", "header", b"header"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["header", "data"]  # noqa: Y015
+    _WhichOneofArgType_body: _TypeAlias = _typing.Literal["body", b"body"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_body) -> _WhichOneofReturnType_body | None: ...
+
+Global___ImportTelemetryRequest: _TypeAlias = ImportTelemetryRequest  # noqa: Y015
+
+@_typing.final
+class TelemetryImport(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    AGENT_FIELD_NUMBER: _builtins.int
+    EXPORTED_FIELD_NUMBER: _builtins.int
+    BATCHES_FIELD_NUMBER: _builtins.int
+    COUNTED_FIELD_NUMBER: _builtins.int
+    ROWS_FIELD_NUMBER: _builtins.int
+    FLAGGED_FIELD_NUMBER: _builtins.int
+    GAPS_FIELD_NUMBER: _builtins.int
+    ROWS_LOST_FIELD_NUMBER: _builtins.int
+    REFUSED_FIELD_NUMBER: _builtins.int
+    agent: _builtins.str
+    """name"""
+    batches: _builtins.int
+    """in the file"""
+    counted: _builtins.int
+    """of these, not counted before"""
+    rows: _builtins.int
+    """of the counted"""
+    flagged: _builtins.int
+    gaps: _builtins.int
+    """told by the counted"""
+    rows_lost: _builtins.int
+    """in these gaps"""
+    refused: _builtins.int
+    """batches with a number outside its limits"""
+    @_builtins.property
+    def exported(self) -> _timestamp_pb2.Timestamp:
+        """as the agent's clock says"""
+
+    def __init__(
+        self,
+        *,
+        agent: _builtins.str = ...,
+        exported: _timestamp_pb2.Timestamp | None = ...,
+        batches: _builtins.int = ...,
+        counted: _builtins.int = ...,
+        rows: _builtins.int = ...,
+        flagged: _builtins.int = ...,
+        gaps: _builtins.int = ...,
+        rows_lost: _builtins.int = ...,
+        refused: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["exported", b"exported"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent", b"agent", "batches", b"batches", "counted", b"counted", "exported", b"exported", "flagged", b"flagged", "gaps", b"gaps", "refused", b"refused", "rows", b"rows", "rows_lost", b"rows_lost"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TelemetryImport: _TypeAlias = TelemetryImport  # noqa: Y015

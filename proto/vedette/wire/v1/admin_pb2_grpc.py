@@ -194,6 +194,11 @@ class AdminStub(object):
                 request_serializer=vedette_dot_wire_dot_v1_dot_admin__pb2.GetFleetTelemetryRequest.SerializeToString,
                 response_deserializer=vedette_dot_wire_dot_v1_dot_admin__pb2.FleetTelemetry.FromString,
                 _registered_method=True)
+        self.ImportTelemetry = channel.stream_unary(
+                '/vedette.wire.v1.Admin/ImportTelemetry',
+                request_serializer=vedette_dot_wire_dot_v1_dot_admin__pb2.ImportTelemetryRequest.SerializeToString,
+                response_deserializer=vedette_dot_wire_dot_v1_dot_admin__pb2.TelemetryImport.FromString,
+                _registered_method=True)
 
 
 class AdminServicer(object):
@@ -395,6 +400,13 @@ class AdminServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ImportTelemetry(self, request_iterator, context):
+        """What an agent exported to a file; the first message carries `header`, the rest `data` in file order.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AdminServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -557,6 +569,11 @@ def add_AdminServicer_to_server(servicer, server):
                     servicer.GetFleetTelemetry,
                     request_deserializer=vedette_dot_wire_dot_v1_dot_admin__pb2.GetFleetTelemetryRequest.FromString,
                     response_serializer=vedette_dot_wire_dot_v1_dot_admin__pb2.FleetTelemetry.SerializeToString,
+            ),
+            'ImportTelemetry': grpc.stream_unary_rpc_method_handler(
+                    servicer.ImportTelemetry,
+                    request_deserializer=vedette_dot_wire_dot_v1_dot_admin__pb2.ImportTelemetryRequest.FromString,
+                    response_serializer=vedette_dot_wire_dot_v1_dot_admin__pb2.TelemetryImport.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -1423,6 +1440,33 @@ class Admin(object):
             '/vedette.wire.v1.Admin/GetFleetTelemetry',
             vedette_dot_wire_dot_v1_dot_admin__pb2.GetFleetTelemetryRequest.SerializeToString,
             vedette_dot_wire_dot_v1_dot_admin__pb2.FleetTelemetry.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ImportTelemetry(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_unary(
+            request_iterator,
+            target,
+            '/vedette.wire.v1.Admin/ImportTelemetry',
+            vedette_dot_wire_dot_v1_dot_admin__pb2.ImportTelemetryRequest.SerializeToString,
+            vedette_dot_wire_dot_v1_dot_admin__pb2.TelemetryImport.FromString,
             options,
             channel_credentials,
             insecure,

@@ -67,6 +67,8 @@ class AdminStub:
     AbortRollout: _grpc.UnaryUnaryMultiCallable[_admin_pb2.GetRolloutRequest, _admin_pb2.Rollout]
     GetDrift: _grpc.UnaryUnaryMultiCallable[_admin_pb2.GetDriftRequest, _admin_pb2.DriftReport]
     GetFleetTelemetry: _grpc.UnaryUnaryMultiCallable[_admin_pb2.GetFleetTelemetryRequest, _admin_pb2.FleetTelemetry]
+    ImportTelemetry: _grpc.StreamUnaryMultiCallable[_admin_pb2.ImportTelemetryRequest, _admin_pb2.TelemetryImport]
+    """What an agent exported to a file; the first message carries `header`, the rest `data` in file order."""
 
 @_typing.type_check_only
 class AdminAsyncStub(AdminStub):
@@ -107,6 +109,8 @@ class AdminAsyncStub(AdminStub):
     AbortRollout: _aio.UnaryUnaryMultiCallable[_admin_pb2.GetRolloutRequest, _admin_pb2.Rollout]  # type: ignore[assignment]
     GetDrift: _aio.UnaryUnaryMultiCallable[_admin_pb2.GetDriftRequest, _admin_pb2.DriftReport]  # type: ignore[assignment]
     GetFleetTelemetry: _aio.UnaryUnaryMultiCallable[_admin_pb2.GetFleetTelemetryRequest, _admin_pb2.FleetTelemetry]  # type: ignore[assignment]
+    ImportTelemetry: _aio.StreamUnaryMultiCallable[_admin_pb2.ImportTelemetryRequest, _admin_pb2.TelemetryImport]  # type: ignore[assignment]
+    """What an agent exported to a file; the first message carries `header`, the rest `data` in file order."""
 
 class AdminServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -336,5 +340,13 @@ class AdminServicer(metaclass=_abc_1.ABCMeta):
         request: _admin_pb2.GetFleetTelemetryRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_admin_pb2.FleetTelemetry, _abc.Awaitable[_admin_pb2.FleetTelemetry]]: ...
+
+    @_abc_1.abstractmethod
+    def ImportTelemetry(
+        self,
+        request_iterator: _MaybeAsyncIterator[_admin_pb2.ImportTelemetryRequest],
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.TelemetryImport, _abc.Awaitable[_admin_pb2.TelemetryImport]]:
+        """What an agent exported to a file; the first message carries `header`, the rest `data` in file order."""
 
 def add_AdminServicer_to_server(servicer: AdminServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

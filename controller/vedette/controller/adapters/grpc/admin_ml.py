@@ -5,11 +5,11 @@ from __future__ import annotations
 import logging
 from collections.abc import AsyncIterator, Callable
 from datetime import timedelta
-from typing import Any, Protocol, TypeVar
+from typing import Any
 
 from grpc import aio
 
-from vedette.controller.domain.errors import InvalidInput
+from vedette.controller.adapters.grpc.uploads import upload
 from vedette.controller.services.datasets import DatasetService
 from vedette.controller.services.drift import DriftService
 from vedette.controller.services.registry import RegistryService
@@ -21,19 +21,6 @@ from vedette.wire.v1 import admin_pb2
 logger = logging.getLogger(__name__)
 
 Context = aio.ServicerContext[Any, Any]
-H_co = TypeVar("H_co", covariant=True)
-
-
-class _Upload(Protocol[H_co]):
-    """A message of an upload: the first carries the header, the others data."""
-
-    @property
-    def header(self) -> H_co: ...
-
-    @property
-    def data(self) -> bytes: ...
-
-    def WhichOneof(self, oneof_group: Any) -> str | None: ...  # noqa: N802
 
 
 class AdminMl:
@@ -65,7 +52,7 @@ class AdminMl:
         self, requests: AsyncIterator[admin_pb2.ImportDataRequest], context: Context
     ) -> admin_pb2.DataImport:
         """Add a file to a dataset."""
-        head, pieces = await _upload(requests)
+        head, pieces = await upload(requests)
         done = await self._data.import_data(head.dataset, head.format, head.file_name, head.total_bytes, pieces)
         return convert.DATA_IMPORT.to_wire(done)
 
@@ -73,7 +60,7 @@ class AdminMl:
         self, requests: AsyncIterator[admin_pb2.ImportLabelsRequest], context: Context
     ) -> admin_pb2.LabelImport:
         """Add a file of label windows to a dataset."""
-        head, pieces = await _upload(requests)
+        head, pieces = await upload(requests)
         done = await self._data.import_labels(head.dataset, head.file_name, head.total_bytes, pieces)
         return convert.LABEL_IMPORT.to_wire(done)
 
@@ -123,7 +110,7 @@ class AdminMl:
         self, requests: AsyncIterator[admin_pb2.RegisterModelRequest], context: Context
     ) -> admin_pb2.Version:
         """Make an uploaded file the next version of a model."""
-        head, pieces = await _upload(requests)
+        head, pieces = await upload(requests)
         version = await self._versions.register(head.model, head.file_name, head.total_bytes, pieces)
         logger.info("%s uploaded %s", self._caller(context), version.version, extra=fields(model=version.version))
         return convert.VERSION.to_wire(version)
@@ -141,22 +128,3 @@ class AdminMl:
         """Return how far live data is from what a model's versions were trained on."""
         report = await self._drift.report(request.model, timedelta(seconds=request.window_s))
         return convert.DRIFT.to_wire(report)
-
-
-async def _upload(requests: AsyncIterator[_Upload[H_co]]) -> tuple[H_co, AsyncIterator[bytes]]:
-    """Return the header of an upload and the pieces behind it, which are read as they are taken.
-
-    Raises:
-        InvalidInput: The stream does not begin with a header.
-    """
-    first = await anext(aiter(requests), None)
-    if first is None or first.WhichOneof("body") != "header":
-        raise InvalidInput("upload-headless", "the upload does not begin with its header")
-    return first.header, _pieces(requests)
-
-
-async def _pieces(requests: AsyncIterator[_Upload[H_co]]) -> AsyncIterator[bytes]:
-    async for request in requests:
-        if request.WhichOneof("body") != "data":
-            raise InvalidInput("upload-headless", "a second header stands inside the upload")
-        yield request.data
