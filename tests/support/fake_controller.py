@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import NoReturn, TypeVar
 
 import grpc
@@ -67,7 +67,7 @@ class FakeController:
         self.statuses: list[values.Status] = []
         self.results: list[values.GenerationResult] = []
         self.desired: values.DesiredState | None = None
-        self.time = NOON
+        self.time: datetime | None = NOON  # None is the machine's own
         self.status_interval_s = 60
         self.refuse_connect = ""
         self.blobs: dict[str, bytes] = {}
@@ -111,6 +111,10 @@ class FakeController:
         """Close every connection at once."""
         if self._server is not None:
             await self._server.stop(None)
+
+    @property
+    def time_of_day(self) -> datetime:
+        return self.time or datetime.now(UTC)
 
     @property
     def address(self) -> str:
@@ -172,7 +176,9 @@ class _Enrolment(enrolment_pb2_grpc.EnrolmentServicer):
         self, request: enrolment_pb2.HelloRequest, context: grpc.aio.ServicerContext
     ) -> enrolment_pb2.HelloResponse:
         return HELLO_RESPONSE.to_wire(
-            values.HelloResponse(controller_id="c1", ca_certificate=self._at.shown_ca, time=NOON, version="test")
+            values.HelloResponse(
+                controller_id="c1", ca_certificate=self._at.shown_ca, time=self._at.time_of_day, version="test"
+            )
         )
 
     async def Enrol(  # noqa: N802
@@ -218,7 +224,7 @@ class _Fleet(fleet_pb2_grpc.FleetServicer):
         self._at._streams.add(outgoing)
         listening = asyncio.create_task(self._listen(request_iterator, outgoing))
         try:
-            welcome = values.Welcome(time=self._at.time, status_interval_s=self._at.status_interval_s)
+            welcome = values.Welcome(time=self._at.time_of_day, status_interval_s=self._at.status_interval_s)
             yield controller_word_to_wire(welcome)
             if self._at.desired is not None:
                 yield controller_word_to_wire(self._at.desired)

@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from vedette.agent import app, cli, settings
-from vedette.agent.adapters import enrolment, facts, service_user, unit
+from vedette.agent.adapters import doctor, enrolment, facts, service_user, unit
 
 if __name__ == "__main__":
     service_user.SERVICE_USER = "nobody"
@@ -27,7 +27,7 @@ if __name__ == "__main__":
     x509.CertificateSigningRequestBuilder().subject_name(name).sign(
         ec.generate_private_key(ec.SECP256R1()), hashes.SHA256()
     )
-    enrolment, facts, app  # noqa: B018 - loaded
+    doctor, enrolment, facts, app  # noqa: B018 - loaded
     "warm".encode("idna")
     os.setresuid(*[int(sys.argv[2])] * 3)
     sys.exit(cli.run_command(sys.argv[3:]))

@@ -38,6 +38,7 @@ from vedette.agent.adapters.figures import Figures
 from vedette.agent.adapters.files import make_folder
 from vedette.agent.adapters.http import AddressInUse, HttpServer, Page
 from vedette.agent.adapters.identity import Identity, IdentityDamaged, IdentityStore
+from vedette.agent.adapters.images import copied
 from vedette.agent.adapters.inbox import Inbox, Watch
 from vedette.agent.adapters.link import Link
 from vedette.agent.adapters.oip import InferenceServer
@@ -56,7 +57,8 @@ from vedette.agent.domain.advice import EXIT_REFUSED, AdvisedError
 from vedette.agent.domain.backoff import Backoff
 from vedette.agent.domain.clock import EARLIEST, TrustedClock
 from vedette.agent.domain.conditions import Conditions
-from vedette.agent.domain.errors import DiskFull, InstallCode, StateError, StateReadOnly
+from vedette.agent.domain.doctor import Ground, Sight
+from vedette.agent.domain.errors import AgentError, DiskFull, InstallCode, StateError, StateReadOnly
 from vedette.agent.domain.metrics import CONTENT_TYPE, render
 from vedette.agent.domain.reconcile import Trust
 from vedette.agent.domain.report import Report, status_report
@@ -620,7 +622,7 @@ def current_report(settings: Settings) -> Report:
         StateError, DiskFull: It does not run and its state cannot be read.
         IdentityDamaged: Nor can its identity.
     """
-    return running_report(settings) or _stored(settings)
+    return running_report(settings) or _stored(settings, settings.state_dir / "state.db")
 
 
 def running_report(settings: Settings) -> Report | None:
@@ -633,6 +635,30 @@ def running_report(settings: Settings) -> Report | None:
         with suppress(FileNotFoundError, ConnectionRefusedError):
             return _asked(path)
     return None
+
+
+def seen(settings: Settings, start: str) -> Ground:
+    """Return what is seen of the agent by whoever asks, for `doctor`; writes nothing and never raises.
+
+    Args:
+        settings: Of the agent.
+        start: How it is started here.
+    """
+    try:
+        report = running_report(settings)
+    except PermissionError as exc:
+        return Ground(Sight.HIDDEN, trouble=f"{exc.filename or 'its socket'} is for its own user")
+    except (AgentError, OSError, ValueError, http.client.HTTPException) as exc:
+        return Ground(Sight.MUTE, trouble=str(exc) or type(exc).__name__)
+    if report is not None:
+        return Ground(Sight.RUNNING, report)
+    try:
+        return Ground(Sight.STOPPED, _stored_untouched(settings), start=start)
+    except PermissionError:
+        return Ground(Sight.HIDDEN, trouble=f"{settings.state_dir} is for its own user")
+    except (AgentError, OSError) as exc:
+        status = Status(agent_time=EARLIEST)
+        return Ground(Sight.STOPPED, _at_rest(settings, None, status), trouble=str(exc), start=start)
 
 
 def _asked(path: Path) -> Report:
@@ -650,9 +676,17 @@ def _asked(path: Path) -> Report:
     return report
 
 
-def _stored(settings: Settings) -> Report:
-    identity = IdentityStore(settings.enrolment_dir).load()
+def _stored_untouched(settings: Settings) -> Report:
+    """Return the stored report, read from a copy: opening a database tidies up what a killed agent left."""
     path = settings.state_dir / "state.db"
+    if not path.exists():
+        return _stored(settings, path)
+    with copied(path) as copy:
+        return _stored(settings, copy)
+
+
+def _stored(settings: Settings, path: Path) -> Report:
+    identity = IdentityStore(settings.enrolment_dir).load()
     clock = TrustedClock(SystemClock(), EARLIEST)
     if not path.exists():
         return _at_rest(settings, identity, Status(agent_time=clock.now()))

@@ -13,6 +13,7 @@ import faulthandler
 import json
 import logging
 import os
+import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -21,9 +22,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, NoReturn
 
 from vedette.agent.domain.advice import EXIT_FAILED, EXIT_MISSING, EXIT_REFUSED, EXIT_USAGE, AdvisedError
+from vedette.agent.domain.doctor import Check, Level, doctor_report, doctor_text, is_failed
 from vedette.agent.domain.errors import AgentError
 from vedette.agent.domain.report import Report, models_text, status_text
-from vedette.agent.settings import DEFAULT_FILE, OPTIONS, Settings, read_settings
+from vedette.agent.settings import DEFAULT_FILE, OPTIONS, Settings, default_settings, read_settings
 from vedette.models.assignment import MAX_SLOTS
 from vedette.models.errors import ModelsError
 from vedette.models.toml_settings import SettingsError, describe_settings
@@ -143,7 +145,9 @@ def command_parser() -> _Parser:
     )
     away.add_argument("file", metavar="FILE", help='where to, signed by this appliance; "-" is standard output')
     bring.add_argument("--no-wait", action="store_true", help="leave it to the running agent and return")
-    for each in (status, models):
+    doctor = _verb(verbs, "doctor", _doctor, _DOCTOR_SUMMARY, _DOCTOR_EXAMPLES)
+    doctor.add_argument("--color", choices=("auto", "always", "never"), default="auto", help="colour the verdicts")
+    for each in (status, models, doctor):
         each.add_argument("--output", choices=("table", "json"), default="table", help="form of the answer")
     return parser
 
@@ -163,6 +167,11 @@ _EXPORT_EXAMPLES = (
     "  vedette-agent export-telemetry /media/usb/edge-7.telemetry\n"
     "  vedette-agent export-telemetry - | ssh ctl 'cat > edge-7.telemetry'"
 )
+
+_DOCTOR_SUMMARY = (
+    "Look at this appliance from all sides; say what is wrong and what to do. Exit 1 when something fails."
+)
+_DOCTOR_EXAMPLES = "  sudo vedette-agent doctor\n  vedette-agent doctor --output json"
 
 
 def _keys() -> str:
@@ -456,3 +465,48 @@ def _write_telemetry(target: BinaryIO, name: str, settings: Settings) -> int:
         "back sends it again, and the controller counts it once. Next, at the controller: vedette telemetry import FILE"
     )
     return 0
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    unread: list[Check] = []
+    try:
+        settings = read_settings(options.config)
+    except SettingsError as exc:
+        if not isinstance(exc.__cause__, PermissionError):
+            checks = [Check("settings", Level.FAIL, f"{exc.what}: {exc.why}", exc.remedy)]
+            return _tell_checks(checks, options)
+        unread = [
+            Check("settings", Level.WARN, f"{exc.what}; taken as by default", "sudo vedette-agent doctor sees it all")
+        ]
+        settings = default_settings()
+    checks = [*unread, *_examined(settings, options.config)]
+    return _tell_checks(checks, options)
+
+
+def _examined(settings: Settings, config: Path | None) -> Sequence[Check]:
+    from vedette.agent.adapters.service_user import act_as, packaged_user
+
+    user = packaged_user(config)
+    if user is not None and os.geteuid() == 0:
+        act_as(user)  # what root may do says nothing of what the agent may
+    from vedette.agent.adapters.doctor import Patient, examine
+    from vedette.agent.app import seen
+
+    start = "systemctl start vedette-agent" if user is not None else "vedette-agent run"
+    file = config or (DEFAULT_FILE if DEFAULT_FILE.exists() else None)
+    return examine(Patient(settings, file, seen(settings, start), is_packaged=user is not None))
+
+
+def _tell_checks(checks: Sequence[Check], options: argparse.Namespace) -> int:
+    if options.output == "json":
+        sys.stdout.write(json.dumps(doctor_report(checks), indent=1) + "\n")
+    else:
+        columns = shutil.get_terminal_size((100, 24)).columns
+        sys.stdout.write(doctor_text(checks, columns, is_coloured=_is_coloured(options.color)))
+    return EXIT_FAILED if is_failed(checks) else 0
+
+
+def _is_coloured(wish: str) -> bool:
+    if wish != "auto":
+        return wish == "always"
+    return sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"

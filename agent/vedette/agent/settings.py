@@ -435,8 +435,13 @@ def read_settings(file: Path | None = None) -> Settings:
         SettingsError: The file is missing though named, is not TOML, or a key is unknown, wrong or out of range.
     """
     if file is None and not DEFAULT_FILE.exists():
-        return settings_from({option.key: option.default for option in OPTIONS})
+        return default_settings()
     return settings_from(load_settings(file or DEFAULT_FILE, OPTIONS))
+
+
+def default_settings() -> Settings:
+    """Return the settings of a file that sets nothing."""
+    return settings_from({option.key: option.default for option in OPTIONS})
 
 
 def settings_from(value: Mapping[str, Any]) -> Settings:

@@ -22,12 +22,12 @@ def config(tmp_path: Path) -> Path:
     return file
 
 
-@pytest.mark.parametrize("verb", ["enroll", "run", "configure", "status", "models"])
+@pytest.mark.parametrize("verb", ["enroll", "run", "configure", "status", "models", "doctor"])
 def test_every_commands_help_says_what_it_does_with_two_examples(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run_command([verb, "--help"]) == 0
     text = capsys.readouterr().out
     examples = text.split("examples:\n")[1].split("\n\n")[0].splitlines()
-    assert [line.strip().split(" ")[0] in ("vedette-agent", "ssh") for line in examples] == [True, True]
+    assert [line.strip().split(" ")[0] in ("vedette-agent", "ssh", "sudo") for line in examples] == [True, True]
 
 
 def test_alone_it_shows_what_it_can_do(capsys: pytest.CaptureFixture[str]) -> None:

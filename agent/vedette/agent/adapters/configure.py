@@ -14,7 +14,7 @@ from pathlib import Path
 from vedette.agent.adapters.files import read_file, replace_file, sync_folder
 from vedette.agent.adapters.unit import Units
 from vedette.agent.domain.advice import EXIT_REFUSED, AdvisedError
-from vedette.agent.domain.unit_limits import Wanted, drop_in, slots_of, unit_limits
+from vedette.agent.domain.unit_limits import UnitLimits, Wanted, drop_in, slots_of, unit_limits
 from vedette.agent.settings import Settings
 
 FOLDER = Path("/etc/systemd/system/vedette-agent.service.d")
@@ -72,11 +72,7 @@ def planned(
     """
     before = _text(folder / _LIMITS)
     count = slots or slots_of(before or "")
-    limits = unit_limits(
-        _wanted(settings, count),
-        host_memory_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
-        host_cores=os.cpu_count() or 1,
-    )
+    limits = _limits(settings, count)
     changes = [Change(folder / _LIMITS, drop_in(limits, config=config, slots=count), before)]
     for name, is_wanted in optional.items():
         path, target = folder / OPTIONAL[name], shipped / f"{name}.conf"
@@ -84,6 +80,23 @@ def planned(
             raise NotPackaged(f"there is no drop-in {name}", f"{target} is not installed", "install vedette-agent")
         changes.append(Change(path, target if is_wanted else None, _link(path)))
     return [change for change in changes if change.text != change.before]
+
+
+def wanted_limits(settings: Settings, folder: Path) -> UnitLimits:
+    """Return what the unit is to allow by the settings and the number of slots that its drop-in remembers.
+
+    Raises:
+        BudgetTooLarge, FolderUnusable: The settings do not fit the host.
+    """
+    return _limits(settings, slots_of(_text(folder / _LIMITS) or ""))
+
+
+def _limits(settings: Settings, slots: int) -> UnitLimits:
+    return unit_limits(
+        _wanted(settings, slots),
+        host_memory_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        host_cores=os.cpu_count() or 1,
+    )
 
 
 def _wanted(settings: Settings, slots: int) -> Wanted:

@@ -15,6 +15,7 @@ import ssl
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import datetime
 from typing import TypeVar
 
 import grpc
@@ -178,6 +179,23 @@ def enrol(
     return identity
 
 
+def controller_time(address: str, ca: bytes, proxy: Proxy | None, timeout_s: float) -> datetime:
+    """Return the controller's time of day, asked of its enrolment port.
+
+    Raises:
+        ControllerUnreachable, ControllerCertificateWrong, ControllerRefused: It did not say.
+        ProxyUnreachable, ProxyRefused: Nor did the proxy let through.
+        AnswerInvalid: Its answer breaks the protocol.
+    """
+    target, asked = way(address, proxy)
+    try:
+        with grpc.secure_channel(target, credentials(ca), options=(*OPTIONS, *asked)) as channel:
+            reply = enrolment_pb2_grpc.EnrolmentStub(channel).Hello(enrolment_pb2.HelloRequest(), timeout=timeout_s)
+    except grpc.RpcError as exc:
+        raise call_error(exc, address, proxy) from exc
+    return _read(lambda: HELLO_RESPONSE.from_wire(reply), address).time
+
+
 def _check_not_elsewhere(known: Identity | None, token: EnrolmentToken) -> None:
     if known is not None and known.ca_digest != token.ca_digest:
         raise AlreadyEnrolled(
@@ -242,13 +260,13 @@ def _hello(port: _Port, leaf: bytes) -> values.HelloResponse:
             reply = _called(lambda: stub.Hello(enrolment_pb2.HelloRequest(), timeout=port.timeout_s), port)
     except ControllerCertificateWrong as exc:
         raise _wrong_controller(port.token, exc.why) from exc
-    return _read(lambda: HELLO_RESPONSE.from_wire(reply), port.token)
+    return _read(lambda: HELLO_RESPONSE.from_wire(reply), port.token.enrol_address)
 
 
 def _ask_identity(port: _Port, ca: bytes, request: values.EnrolRequest) -> values.EnrolResponse:
     with _stub(port, ca) as stub:
         reply = _called(lambda: stub.Enrol(ENROL_REQUEST.to_wire(request), timeout=port.timeout_s), port)
-    return _read(lambda: ENROL_RESPONSE.from_wire(reply), port.token)
+    return _read(lambda: ENROL_RESPONSE.from_wire(reply), port.token.enrol_address)
 
 
 def _identity(token: EnrolmentToken, ca: bytes, key: bytes, answer: values.EnrolResponse) -> Identity:
@@ -270,6 +288,7 @@ def _identity(token: EnrolmentToken, ca: bytes, key: bytes, answer: values.Enrol
         key=key,
         certificate=answer.certificate,
         ca=ca,
+        enrol_address=token.enrol_address,
     )
 
 
@@ -291,12 +310,12 @@ def _called(call: Callable[[], R], port: _Port) -> R:
         raise error from exc
 
 
-def _read(read: Callable[[], R], token: EnrolmentToken) -> R:
+def _read(read: Callable[[], R], address: str) -> R:
     try:
         return read()
     except WireError as exc:
         remedy = "update the controller or the agent so that both speak the same protocol"
-        raise AnswerInvalid(f"the answer of {token.enrol_address} breaks the protocol", str(exc), remedy) from exc
+        raise AnswerInvalid(f"the answer of {address} breaks the protocol", str(exc), remedy) from exc
 
 
 def _wrong_controller(token: EnrolmentToken, why: str) -> WrongController:

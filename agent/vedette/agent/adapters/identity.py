@@ -45,6 +45,7 @@ class Identity:
         key: Private key, PEM.
         certificate: Client certificate, PEM.
         ca: CA certificate, PEM.
+        enrol_address: host:port of the controller's enrolment port; "" of an enrolment that did not keep it.
     """
 
     agent_id: str
@@ -57,6 +58,7 @@ class Identity:
     key: bytes
     certificate: bytes
     ca: bytes
+    enrol_address: str = ""
 
     def reached_at(self, addresses: tuple[str, ...]) -> Identity:
         """Return the same identity with an operator's addresses; with none, as it is."""
@@ -127,6 +129,7 @@ class IdentityStore:
             "controller_id": identity.controller_id,
             "ca_digest": identity.ca_digest,
             "addresses": list(identity.addresses),
+            "enrol_address": identity.enrol_address,
             "release_keys": [key.hex() for key in identity.release_keys],
             "assignment_keys": [key.hex() for key in identity.assignment_keys],
         }
@@ -156,6 +159,7 @@ class IdentityStore:
             key=read_file(self._folder / "key.pem", _MAX_FILE_BYTES),
             certificate=read_file(self._folder / "certificate.pem", _MAX_FILE_BYTES),
             ca=read_file(self._folder / "ca.pem", _MAX_FILE_BYTES),
+            enrol_address=str(record.get("enrol_address", "")),
         )
 
     def _damaged(self, path: Path, exc: Exception) -> IdentityDamaged:

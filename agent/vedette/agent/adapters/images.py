@@ -12,7 +12,8 @@ import os
 import shutil
 import sqlite3
 import tempfile
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 _REFUSALS = (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN)
@@ -61,11 +62,21 @@ def image_on_disk(path: Path) -> bytes:
     """
     if not path.exists():
         return b""
+    with copied(path) as copy, closing(sqlite3.connect(copy)) as connection:
+        return image_of(connection)
+
+
+@contextmanager
+def copied(path: Path) -> Iterator[Path]:
+    """Lend a copy of a database with its log: SQLite changes even what it only reads.
+
+    Raises:
+        OSError: It cannot be read, or there is no place for the copy.
+    """
     with tempfile.TemporaryDirectory(prefix="vedette-state-", dir=os.environ.get("RUNTIME_DIRECTORY")) as folder:
         copy = Path(folder) / path.name
         shutil.copyfile(path, copy)
         log = path.with_name(path.name + "-wal")
         if log.exists():
             shutil.copyfile(log, copy.with_name(log.name))
-        with closing(sqlite3.connect(copy)) as connection:
-            return image_of(connection)
+        yield copy

@@ -54,6 +54,11 @@ def become(user: pwd.struct_passwd, settings: Settings) -> None:
     if not settings.state_dir.exists():
         settings.state_dir.mkdir(mode=0o700, parents=True)
         os.chown(settings.state_dir, user.pw_uid, user.pw_gid)
+    act_as(user)
+
+
+def act_as(user: pwd.struct_passwd) -> None:
+    """Act as a user from now on, for ever."""
     os.setgroups([])
     os.setresgid(user.pw_gid, user.pw_gid, user.pw_gid)
     os.setresuid(user.pw_uid, user.pw_uid, user.pw_uid)

@@ -73,10 +73,8 @@ def model_standing(serving: Serving, clock: TrustedClock, budget_bytes: int) -> 
 
 
 def _model(model: ActiveModel, now_s: float, budget_bytes: int) -> dict[str, Any]:
-    pids = model.runner.pids
     return {
-        "pids": list(pids),
-        "memory_bytes": sum(map(proportional_bytes, pids)),
+        "workers": [{"pid": pid, "memory_bytes": proportional_bytes(pid)} for pid in model.runner.pids],
         "memory_budget_bytes": budget_bytes,
         "requests": model.stats.requests,
         "errors": model.stats.errors,

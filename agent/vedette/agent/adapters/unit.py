@@ -18,6 +18,10 @@ UNIT = "vedette-agent.service"
 _SYSTEMD_RUNS = Path("/run/systemd/system")  # sd_booted(3)
 _COMMAND_TIMEOUT_S = 30.0
 _LOOK_S = 0.2
+_SHOWN = (
+    *("ActiveState", "SubState", "Result", "UnitFileState", "NRestarts", "NeedDaemonReload"),
+    *("MemoryCurrent", "MemoryMax"),
+)
 
 
 class UnitFailed(AdvisedError):
@@ -51,6 +55,15 @@ class Systemctl:
     def state(self) -> str:
         """Return the unit's ActiveState."""
         return _run("show", "--property=ActiveState", "--value", UNIT)
+
+    def shown(self) -> dict[str, str]:
+        """Return the unit's state and limits by systemd's names.
+
+        Raises:
+            UnitFailed: It does not say.
+        """
+        lines = _run("show", f"--property={','.join(_SHOWN)}", UNIT).splitlines()
+        return {name: value for name, _, value in (line.partition("=") for line in lines)}
 
     def ask(self, *words: str) -> None:
         """Run one systemctl command.
