@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from programs.surface import tables_of
+from vedette.agent import nft_helper
 from vedette.agent import settings as agent_settings
 from vedette.controller import settings as controller_settings
 from vedette.models.toml_settings import Option, shown_default
@@ -26,14 +27,21 @@ _LEARNT = """\
 # What is not set here is as `vedette-controller init` was told (controller.toml in data_dir), else the default.
 """
 _ALSO = {"vedette-controller": _LEARNT}
+_HELPER_HEAD = """\
+# Whom the agent may have blocked, and whom never: read by its privileged helper, which believes this file and not the
+# agent; root alone may write it. Each key is shown with its default; to set one, take away its # and change the value.
+# They are read when the helper starts: systemctl restart vedette-nft-helper
+"""
+_HEADS = {"vedette-nft-helper": _HELPER_HEAD}
 FILES: dict[str, tuple[str, Sequence[Option]]] = {
     "agent.toml": ("vedette-agent", agent_settings.OPTIONS),
     "controller.toml": ("vedette-controller", controller_settings.OPTIONS),
+    "nftables.toml": ("vedette-nft-helper", nft_helper.OPTIONS),
 }
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Write both files into a folder."""
+    """Write all files into a folder."""
     if len(arguments) != 1 or arguments[0].startswith("-"):
         print("usage: packaging/defaults OUTDIR", file=sys.stderr)
         return 2
@@ -46,7 +54,7 @@ def main(arguments: Sequence[str]) -> int:
 
 def settings_file(program: str, options: Sequence[Option]) -> str:
     """Return a settings file in which every key is commented out."""
-    lines = [_HEAD.format(program=program) + _ALSO.get(program, "")]
+    lines = [_HEADS.get(program, _HEAD).format(program=program) + _ALSO.get(program, "")]
     for table, its in tables_of(options).items():
         lines += [f"[{table}]"] if table else []
         for option in its:

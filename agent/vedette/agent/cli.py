@@ -186,6 +186,11 @@ def _configuring(parser: argparse.ArgumentParser) -> None:
     flag = argparse.BooleanOptionalAction
     parser.add_argument("--gpu", action=flag, help="let the service use NVIDIA devices, or no more (as before)")
     parser.add_argument(
+        "--nftables",
+        action=flag,
+        help="start the helper that blocks addresses with the service, or no more (as before)",
+    )
+    parser.add_argument(
         "--worker-cgroups",
         action=flag,
         help="a control group with its own limit for each model, or no more (as before)",
@@ -284,7 +289,7 @@ def _configure(options: argparse.Namespace) -> int:
     from vedette.agent.adapters.service_user import NotPermitted, packaged_user
     from vedette.agent.adapters.unit import Systemctl, systemd_runs
 
-    wanted = {"gpu": options.gpu, "worker-cgroups": options.worker_cgroups}
+    wanted = {"gpu": options.gpu, "worker-cgroups": options.worker_cgroups, "nftables": options.nftables}
     changes = configure.planned(
         read_settings(options.config),
         config=str(options.config or DEFAULT_FILE),
@@ -306,6 +311,10 @@ def _configure(options: argparse.Namespace) -> int:
             "vedette-agent configure is for root", f"you are user {os.geteuid()}", "sudo vedette-agent configure …"
         )
     configure.apply(changes, Systemctl() if systemd_runs() else None, _say)
+    if options.nftables:
+        _say("Before it blocks anybody: /etc/vedette/nftables.toml (whom never), then sink.nftables in agent.toml.")
+        if not Path("/usr/sbin/nft").exists():
+            _say("The program nft is missing: apt install nftables")
     return 0
 
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vedette.agent.domain.blocking import MAX_TIMEOUT_S, Network, parse_networks
 from vedette.agent.domain.proxy import STRAIGHT, Ways, parse_direct, parse_proxy
 from vedette.agent.domain.syslog import FACILITIES, Target, parse_target
 from vedette.agent.domain.webhook import Endpoint, parse_endpoint
@@ -31,6 +32,17 @@ def _parse_no_proxy(raw: Any) -> tuple[str, ...]:
 
 def _target_or_off() -> Kind:
     return Kind('udp://HOST:514, tcp://HOST:514 or tls://HOST:6514; "" is off', lambda raw: _checked(raw, parse_target))
+
+
+def _networks() -> Kind:
+    several = kinds.texts(most=1024)
+
+    def parse(raw: Any) -> tuple[str, ...]:
+        texts: tuple[str, ...] = several.parse(raw)
+        parse_networks(texts)
+        return texts
+
+    return Kind("list of networks", parse)
 
 
 def _url_or_off() -> Kind:
@@ -243,6 +255,49 @@ OPTIONS: tuple[Option, ...] = (
         "how long one batch is tried, seconds; then it is counted as lost and the next one is tried",
     ),
     Option(
+        "sink.nftables.enabled",
+        kinds.boolean(),
+        False,
+        "have the sources of flagged flows blocked, by the helper that `vedette-agent configure --nftables` starts",
+    ),
+    Option(
+        "sink.nftables.dry_run", kinds.boolean(), False, "only log which addresses would be blocked; needs no helper"
+    ),
+    Option("sink.nftables.labels", kinds.texts(), (), "verdicts that an address is blocked for; no other is"),
+    Option(
+        "sink.nftables.min_score", kinds.number(least=0.0, most=1.0), 0.0, "least score that an address is blocked for"
+    ),
+    Option(
+        "sink.nftables.timeout_s",
+        kinds.integer(least=1, most=MAX_TIMEOUT_S),
+        3600,
+        "how long an address is blocked, seconds; the helper has a limit of its own in /etc/vedette/nftables.toml",
+    ),
+    Option(
+        "sink.nftables.most",
+        kinds.integer(least=1, most=65_536),
+        1024,
+        "addresses to have blocked at once; the helper has a limit of its own in /etc/vedette/nftables.toml",
+    ),
+    Option(
+        "sink.nftables.allow",
+        _networks(),
+        (),
+        "networks that are never blocked, beside this host, its gateways, exporters, controller and link-local ones",
+    ),
+    Option(
+        "sink.nftables.queue",
+        kinds.size(least=64 * 1024, most=1024 * MIB),
+        1 * MIB,
+        "verdict lines that may wait for the helper; beyond it new ones are dropped and counted",
+    ),
+    Option(
+        "sink.nftables.socket",
+        kinds.path(),
+        Path("/run/vedette-nft-helper.sock"),
+        "unix socket where the helper answers",
+    ),
+    Option(
         "metrics.listen",
         kinds.address(optional=True, default_port=9464),
         "127.0.0.1:9464",
@@ -373,6 +428,20 @@ class WebhookSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class NftablesSettings:
+    """Which addresses are blocked, for how long, and through whom."""
+
+    dry_run: bool
+    labels: frozenset[str]
+    min_score: float
+    timeout_s: int
+    most: int
+    allow: tuple[Network, ...]
+    queue_bytes: int
+    socket: Path
+
+
+@dataclass(frozen=True, slots=True)
 class TelemetrySettings:
     """What is reported and how much of it waits."""
 
@@ -406,6 +475,7 @@ class Settings:
     sink: JsonSinkSettings
     syslog: SyslogSettings | None
     webhook: WebhookSettings | None
+    nftables: NftablesSettings | None
     metrics_listen: tuple[str, int] | None
     status_socket: Path | None
     telemetry: TelemetrySettings
@@ -474,6 +544,7 @@ def settings_from(value: Mapping[str, Any]) -> Settings:
         ),
         syslog=_syslog(value),
         webhook=_webhook(value),
+        nftables=_nftables(value),
         metrics_listen=_address(value["metrics.listen"]),
         status_socket=Path(value["status.socket"]) if value["status.socket"] else None,
         telemetry=TelemetrySettings(value["telemetry.interval_s"], value["telemetry.spool"]),
@@ -562,6 +633,27 @@ def _webhook(value: Mapping[str, Any]) -> WebhookSettings | None:
         give_up_s=value["sink.webhook.give_up_s"],
         emit_all=value["sink.webhook.emit"] == "all",
         queue_bytes=value["sink.webhook.queue"],
+    )
+
+
+def _nftables(value: Mapping[str, Any]) -> NftablesSettings | None:
+    if not value["sink.nftables.enabled"]:
+        return None
+    if not value["sink.nftables.labels"]:
+        raise SettingsError(
+            "sink.nftables.enabled is true and sink.nftables.labels is empty",
+            "no verdict would have an address blocked",
+            'name the verdicts that shall, for instance sink.nftables.labels = ["scan_syn", "brute"]',
+        )
+    return NftablesSettings(
+        dry_run=value["sink.nftables.dry_run"],
+        labels=frozenset(value["sink.nftables.labels"]),
+        min_score=value["sink.nftables.min_score"],
+        timeout_s=value["sink.nftables.timeout_s"],
+        most=value["sink.nftables.most"],
+        allow=parse_networks(value["sink.nftables.allow"]),
+        queue_bytes=value["sink.nftables.queue"],
+        socket=value["sink.nftables.socket"],
     )
 
 

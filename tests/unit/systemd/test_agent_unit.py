@@ -53,6 +53,28 @@ def test_systemd_knows_every_key_of_the_unit(tmp_path: Path, drop_in: str):
     assert (verified.returncode, verified.stderr) == (0, "")
 
 
+@needs_analyze
+def test_the_helper_that_blocks_is_little_exposed_and_systemd_knows_its_keys(tmp_path: Path):
+    for name in ("vedette-nft-helper.service", "vedette-nft-helper.socket"):
+        text = (UNITS / name).read_text().replace("/usr/lib/vedette-agent/bin/python3", "/bin/true")
+        (tmp_path / name).write_text(text.replace("PartOf=vedette-agent.service", "").replace("SocketUser=", "#"))
+
+    unit = tmp_path / "vedette-nft-helper.service"
+    for command in (
+        ["security", "--offline=true", "--no-pager", "--threshold=11"],
+        ["verify", "--man=no", "--recursive-errors=no"],
+    ):
+        judged = subprocess.run(["systemd-analyze", *command, unit], capture_output=True, text=True, check=False)
+        assert (judged.returncode, judged.stderr) == (0, ""), judged.stdout
+
+
+def test_the_helper_has_one_capability_and_no_more():
+    text = (UNITS / "vedette-nft-helper.service").read_text()
+    assert [line for line in text.splitlines() if "CAP_" in line] == [
+        "AmbientCapabilities=CAP_NET_ADMIN", "CapabilityBoundingSet=CAP_NET_ADMIN",
+    ]  # fmt: skip
+
+
 def test_the_agent_is_never_given_up():
     unit = configparser.ConfigParser(strict=False, interpolation=None)
     unit.optionxform = str  # type: ignore[assignment, method-assign]

@@ -19,7 +19,7 @@ from vedette.agent.settings import Settings
 
 FOLDER = Path("/etc/systemd/system/vedette-agent.service.d")
 SHIPPED = Path("/usr/lib/vedette-agent/systemd")
-OPTIONAL = {"gpu": "60-gpu.conf", "worker-cgroups": "60-worker-cgroups.conf"}
+OPTIONAL = {"gpu": "60-gpu.conf", "worker-cgroups": "60-worker-cgroups.conf", "nftables": "60-nftables.conf"}
 """Links in the folder, by the name of the shipped drop-in that each stands for."""
 _LIMITS = "50-vedette.conf"
 _MAX_FILE_BYTES = 64 * 1024
@@ -101,7 +101,7 @@ def _limits(settings: Settings, slots: int) -> UnitLimits:
 
 def _wanted(settings: Settings, slots: int) -> Wanted:
     sink = (settings.sink.path.parent,) if settings.sink.path is not None else ()
-    sinks = [each for each in (settings.sink, settings.syslog, settings.webhook) if each is not None]
+    sinks = [each for each in (settings.sink, settings.syslog, settings.webhook, settings.nftables) if each is not None]
     return Wanted(
         memory_bytes=settings.budget.memory_bytes,
         queue_bytes=settings.netflow.queue_bytes + sum(sink.queue_bytes for sink in sinks),

@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from functools import partial
 
+from vedette.agent.adapters.identity import IdentityDamaged, IdentityStore
 from vedette.agent.adapters.json_sink import JsonSink
+from vedette.agent.adapters.nftables_sink import NftablesSink
 from vedette.agent.adapters.sinks import Fanout, QueuedSink
 from vedette.agent.adapters.syslog_sink import SyslogSink
 from vedette.agent.adapters.webhook_sink import WebhookSink
 from vedette.agent.settings import Settings
+from vedette.models.toml_settings import parse_address
 
 
 def build_sinks(settings: Settings, on_problem: Callable[[str, str | None], None]) -> Fanout:
@@ -36,3 +39,16 @@ def _sinks(settings: Settings, on_problem: Callable[[str, str | None], None]) ->
         yield SyslogSink(settings.syslog, partial(on_problem, SyslogSink.name))
     if settings.webhook is not None:
         yield WebhookSink(settings.webhook, partial(on_problem, WebhookSink.name))
+    if settings.nftables is not None:
+        controllers = partial(_controller_hosts, settings)
+        yield NftablesSink(settings.nftables, controllers, partial(on_problem, NftablesSink.name))
+
+
+def _controller_hosts(settings: Settings) -> Iterator[str]:
+    """Yield the controller's hosts as the settings and the enrolment have them now."""
+    try:
+        identity = IdentityStore(settings.enrolment_dir).load()
+    except IdentityDamaged:
+        identity = None
+    for address in (*settings.link.controller, *(identity.addresses if identity else ())):
+        yield parse_address(address)[0]
