@@ -23,6 +23,7 @@ from onnx import TensorProto, helper
 from tests.support.appliance import Appliance
 from tests.support.tiny_models import Shelf, assigned, model_bytes
 from vedette.agent.adapters.oip import InferenceServer
+from vedette.agent.adapters.oip_tensors import DATATYPES
 from vedette.agent.settings import OipSettings
 from vedette.models.golden import Golden
 from vedette.models.release import Build, Release, TensorSpec, Tolerance
@@ -159,14 +160,30 @@ async def client_of(server: InferenceServer) -> AsyncIterator[Client]:
 
 def request_of(model: str, inputs: Mapping[str, Any], **fields: Any) -> pb.ModelInferRequest:
     """Return a request with raw contents, as tritonclient sends them; numbers only."""
-    kinds = {"b": "BOOL", "i": "INT", "u": "UINT", "f": "FP"}
     request = pb.ModelInferRequest(model_name=model, **fields)
     for name, array in inputs.items():
-        kind = kinds[array.dtype.kind]
-        datatype = kind if kind == "BOOL" else f"{kind}{8 * array.itemsize}"
-        request.inputs.add(name=name, datatype=datatype, shape=array.shape)
+        request.inputs.add(name=name, datatype=DATATYPES[str(array.dtype)], shape=array.shape)
         request.raw_input_contents.append(array.tobytes())
     return request
+
+
+_CONTENTS = {
+    "bool": "bool",
+    "float32": "fp32",
+    "float64": "fp64",
+    "int64": "int64",
+    "uint64": "uint64",
+    "bytes": "bytes",
+}
+
+
+def as_contents(request: pb.ModelInferRequest, name: str, array: Any) -> None:
+    """Add an input with typed contents; FP16, which has none, as a tensor that no row of a table looks at."""
+    dtype = "bytes" if array.dtype == object else str(array.dtype)
+    field = _CONTENTS.get(dtype, "uint" if dtype.startswith("u") else "int")
+    tensor = request.inputs.add(name=name, datatype=DATATYPES[dtype], shape=array.shape)
+    if dtype != "float16":
+        getattr(tensor.contents, f"{field}_contents").extend(array.ravel().tolist())
 
 
 class ClientProcess:
