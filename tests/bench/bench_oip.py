@@ -1,8 +1,9 @@
 """Requests of the Open Inference Protocol a second, against MLServer with the same model and the same client.
 
-Ours is isolated, as an agent runs it: the model in a worker process. MLServer runs it in its own process, with no parallel
-workers. This process is the client: an unmodified tritonclient, threads as callers. Rounds alternate, so that a busy
-machine slows both. MLServer is installed into build/mlserver at the first run; where that fails, ours is measured alone.
+Ours is isolated, as an agent runs it: the model in a worker process. MLServer runs it in its own process, with no
+parallel workers and no access log. This process is the client: an unmodified tritonclient, threads as callers. Rounds
+alternate, so that a busy machine slows both. MLServer is installed into build/mlserver at the first run; where that
+fails, ours is measured alone.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ def run() -> dict[str, float]:
                 figures[f"{rows} x {callers} vedette / MLServer"] = ratios[-1]
         if theirs:
             figures["median of the four ratios"] = statistics.median(ratios)
-        # MLServer streams ModelInferResponse, not Triton's message around it: tritonclient takes its answers for errors.
+        # MLServer streams ModelInferResponse, without Triton's message around it: a tritonclient takes that for errors.
         for rows in (1, 64):
             figures[f"{rows} x {_WINDOW} vedette stream requests/s"] = _stream_rate(ours, rows)
     return figures

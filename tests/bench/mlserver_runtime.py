@@ -1,4 +1,4 @@
-"""The runtime with which MLServer serves the model of ``bench_oip``; copied beside MLServer's settings, run in its venv."""
+"""How MLServer serves the model of ``bench_oip``; copied beside MLServer's settings and run in its own venv."""
 
 import numpy as np
 import onnxruntime  # type: ignore[import-not-found,unused-ignore]

@@ -78,7 +78,7 @@ class InferenceServer:
     def __init__(self, serving: Serving, settings: OipSettings) -> None:
         self._settings = settings
         self.counts = RequestCounts()
-        self._service = InferenceService(serving, self.counts, settings.max_message_bytes)
+        self.service = InferenceService(serving, self.counts, settings.max_message_bytes)
         self._servers: list[grpc.aio.Server] = []
         self._bound: Path | None = None
         self.port: int | None = None  # of TCP
@@ -154,11 +154,11 @@ class InferenceServer:
         options = (*_OPTIONS, ("grpc.max_receive_message_length", self._settings.max_message_bytes))
         interceptors = () if token is None else (_TokenCheck(token),)
         server = grpc.aio.server(options=options, interceptors=interceptors, maximum_concurrent_rpcs=_MOST_CALLS)
-        calls = Calls(self._service)
+        calls = Calls(self.service)
         server.add_generic_rpc_handlers(
             (
                 grpc.method_handlers_generic_handler(SERVICE, calls.handlers()),
-                grpc.method_handlers_generic_handler(HEALTH, Health(self._service).handlers()),
+                grpc.method_handlers_generic_handler(HEALTH, Health(self.service).handlers()),
             )
         )
         reflection.enable_server_reflection((SERVICE, HEALTH, REFLECTION), server)

@@ -68,7 +68,7 @@ class InferenceService:
         self._serving = serving
         self.counts = counts
         self._most_bytes = max_message_bytes
-        self._held_bytes = 0
+        self.held_bytes = 0  # of requests in progress
         self._interfaces: dict[str, Interface] = {}
 
     # Inference
@@ -82,11 +82,11 @@ class InferenceService:
         """
         begun = time.perf_counter()
         slot, code, size = "", "CANCELLED", len(body)
-        if self._held_bytes + size > _HELD_MESSAGES * self._most_bytes:
+        if self.held_bytes + size > _HELD_MESSAGES * self._most_bytes:
             limit = _HELD_MESSAGES * self._most_bytes
             self.counts.add(method, slot, "RESOURCE_EXHAUSTED", 0.0)
-            raise Overloaded(f"{self._held_bytes} bytes of requests are in progress, limit {limit}", _BUSY_S)
-        self._held_bytes += size
+            raise Overloaded(f"{self.held_bytes} bytes of requests are in progress, limit {limit}", _BUSY_S)
+        self.held_bytes += size
         try:
             request = parsed(pb.ModelInferRequest, body)
             model = await self._model(request.model_name, request.model_version)
@@ -98,7 +98,7 @@ class InferenceService:
             code = code_of(exc).name
             raise
         finally:
-            self._held_bytes -= size
+            self.held_bytes -= size
             self.counts.add(method, slot, code, time.perf_counter() - begun)
 
     async def _answer(
@@ -109,7 +109,9 @@ class InferenceService:
         wanted = interface.wanted(request)
         if request.parameters:
             left_s = _deadline(request.parameters, left_s)
-        answer = await self._serving.infer(slot, arrays, priority=Priority.PROGRAM, deadline_s=left_s)
+        # None is all: asked for by name, the same outputs could not be joined with those of who did not name them.
+        named = wanted if request.outputs else ()
+        answer = await self._serving.infer(slot, arrays, outputs=named, priority=Priority.PROGRAM, deadline_s=left_s)
         if answer.release is not interface.release:  # switched while it waited: the newer one has answered, whole
             interface = self._interface(slot, answer.release)
             self._check_version(slot, answer.release, request.model_version)
