@@ -351,7 +351,7 @@ def _models(options: argparse.Namespace) -> int:
     return _show(options, models_text, only="slots")
 
 
-def _show(options: argparse.Namespace, as_text: Callable[[Report], str], only: str | None = None) -> int:
+def _show(options: argparse.Namespace, as_text: Callable[[Report, int], str], only: str | None = None) -> int:
     settings = _settings_as_service(options)
     from vedette.agent.app import current_report
 
@@ -359,7 +359,7 @@ def _show(options: argparse.Namespace, as_text: Callable[[Report], str], only: s
     if options.output == "json":
         sys.stdout.write(json.dumps(report if only is None else report[only], indent=1) + "\n")
     else:
-        sys.stdout.write(as_text(report))
+        sys.stdout.write(as_text(report, _columns()))
     return 0
 
 
@@ -510,9 +510,12 @@ def _tell_checks(checks: Sequence[Check], options: argparse.Namespace) -> int:
     if options.output == "json":
         sys.stdout.write(json.dumps(doctor_report(checks), indent=1) + "\n")
     else:
-        columns = shutil.get_terminal_size((100, 24)).columns
-        sys.stdout.write(doctor_text(checks, columns, is_coloured=_is_coloured(options.color)))
+        sys.stdout.write(doctor_text(checks, _columns(), is_coloured=_is_coloured(options.color)))
     return EXIT_FAILED if is_failed(checks) else 0
+
+
+def _columns() -> int:
+    return shutil.get_terminal_size((100, 24)).columns
 
 
 def _is_coloured(wish: str) -> bool:

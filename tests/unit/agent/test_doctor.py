@@ -54,6 +54,18 @@ def flows(*exporters: dict[str, Any], **changes: Any) -> dict[str, Any]:
     } | changes
 
 
+def source(**changes: Any) -> dict[str, Any]:
+    """Return a file that is followed."""
+    return {
+        "source": "zeek",
+        "path": "/z/conn.log",
+        "records": 5,
+        "bad": {},
+        "behind_bytes": 0,
+        "problem": None,
+    } | changes
+
+
 def ground(**changes: Any) -> Ground:
     """Return what is seen of a running agent in which all is well."""
     report: dict[str, Any] = {
@@ -305,6 +317,17 @@ _TABLE: dict[str, tuple[Iterable[Check], Level, list[str]]] = {
         doctor.check_sinks(ground(sinks=[{"sink": "json", "written": 1, "lost": {"disk": 3}, "problem": "disk full"}])),
         _FAIL,
         ["disk full"],
+    ),
+    "source": (doctor.check_sources(ground(sources=[source()])), _OK, ["zeek /z/conn.log: 5 flows read"]),
+    "source broken": (
+        doctor.check_sources(ground(sources=[source(problem="no such file")])),
+        _FAIL,
+        ["no such file"],
+    ),
+    "source unreadable": (
+        doctor.check_sources(ground(sources=[source(bad={"json": 2})])),
+        _WARN,
+        ["2 lines unreadable"],
     ),
     "spool": (doctor.check_spool(ground()), _OK, ["0 B of telemetry wait, of 1 kB"]),
     "spool half full": (

@@ -480,6 +480,7 @@ _LOOKS: Mapping[str, Callable[[_Known], Iterable[Check]]] = {
 }
 _REPORTED: tuple[Callable[[Ground], Iterable[Check]], ...] = (
     judge.check_flows,
+    judge.check_sources,
     judge.check_models,
     judge.check_sinks,
     judge.check_spool,

@@ -553,6 +553,20 @@ def check_sinks(ground: Ground) -> Iterator[Check]:
             yield _ok("sink", text)
 
 
+def check_sources(ground: Ground) -> Iterator[Check]:
+    """Judge the files that flows are read from."""
+    for source in ground.report.get("sources", ()):
+        text = f"{source['source']} {source['path']}: {plural(source['records'], 'flow')} read"
+        if source["problem"]:
+            yield _fail("source", f"{text}; {source['problem']}", "Check the path and its permissions")
+        elif bad := sum(source["bad"].values()):
+            text = f"{text}, {plural(bad, 'line')} unreadable"
+            yield _warn("source", text, "docs/sources.md says what is read; is it another file's format?")
+        else:
+            behind = f", {size(source['behind_bytes'])} behind" if source["behind_bytes"] else ""
+            yield _ok("source", text + behind)
+
+
 def check_spool(ground: Ground) -> Iterator[Check]:
     """Judge telemetry that waits."""
     spool = ground.report.get("spool")

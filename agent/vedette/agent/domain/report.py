@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from enum import StrEnum
 from types import MappingProxyType
 from typing import Any
 
+from vedette.agent.domain.words import ago, milliseconds, size, span
 from vedette.wire.values import Status
 
 Report = dict[str, Any]
@@ -72,6 +74,7 @@ def status_report(
         "counters": dict(counters),
         "sources": [dict(source) for source in sources],
         "sinks": [dict(sink) for sink in sinks],
+        "time": _plain(status.agent_time),
         "process": dict(process),
         "flows": dict(flows),
         "quarantine": dict(quarantine),
@@ -81,46 +84,92 @@ def status_report(
     }
 
 
-def status_text(report: Report) -> str:
-    """Return a report for a terminal; what must be acted on comes last."""
-    who = f"{report['name']} ({report['agent_id']})" if report["agent_id"] else f"{report['name']} (not enrolled)"
-    lines = [f"{who}   vedette-agent {report['version']}{'' if report['running'] else '   NOT RUNNING'}"]
+def status_text(report: Report, columns: int = 100) -> str:
+    """Return a report for a terminal of so many columns; what must be acted on comes last."""
+    lines = [_head_line(report)]
     if not report["running"]:
-        lines.append(
-            "This is what is stored on disk. Start it: systemctl start vedette-agent (or by hand: vedette-agent run)"
-        )
+        start = "Start it: systemctl start vedette-agent (or by hand: vedette-agent run)"
+        lines += textwrap.wrap(f"This is what is stored on disk. {start}", columns)
     counters = report["counters"]
-    lines += [_link_line(report["link"]), *_flow_lines(counters), *_request_lines(counters)]
-    lines += [*(_source_line(source) for source in report.get("sources", ())), *_sink_lines(report.get("sinks", ()))]
-    lines += ["", models_text(report).rstrip()]
-    if report["conditions"]:
-        lines += ["", *(_condition_line(condition) for condition in report["conditions"])]
-    return "\n".join(lines) + "\n"
+    told = [_link_line(report["link"]), *_flow_lines(counters), *_exporter_lines(report.get("flows", {}))]
+    told += [*_request_lines(counters), *(_source_line(source) for source in report.get("sources", ()))]
+    told += [*_sink_lines(report.get("sinks", ())), *_spool_lines(report.get("spool", {}))]
+    lines += [line for text in told for line in _wrapped(text, columns, indent=10)]
+    lines += ["", models_text(report, columns).rstrip(), ""]
+    for condition in report["conditions"]:
+        lines += _wrapped(_condition_line(condition, report.get("time", "")), columns, indent=10)
+    if report["running"] and not report["conditions"]:
+        lines.append("Nothing is wrong. Look closer: vedette-agent doctor")
+    return "\n".join(lines).rstrip() + "\n"
 
 
-def models_text(report: Report) -> str:
-    """Return the slots of a report for a terminal."""
+def _head_line(report: Report) -> str:
+    who = f"{report['name']} ({report['agent_id']})" if report["agent_id"] else f"{report['name']} (not enrolled)"
+    up_s = report.get("process", {}).get("up_s")
+    up = "" if up_s is None else f"   up {span(up_s)}"
+    return f"{who}   vedette-agent {report['version']}{up if report['running'] else '   NOT RUNNING'}"
+
+
+def _wrapped(text: str, columns: int, *, indent: int) -> list[str]:
+    """Return lines of at most so many columns; a path or digest that is longer stays whole."""
+    return textwrap.wrap(
+        text, columns, subsequent_indent=" " * indent, break_long_words=False, break_on_hyphens=False,
+        drop_whitespace=True, replace_whitespace=False,
+    )  # fmt: skip
+
+
+def models_text(report: Report, columns: int = 100) -> str:
+    """Return the slots of a report for a terminal of so many columns."""
     slots = report["slots"].values()
     if not slots:
         return "No model yet. The controller sends one: vedette rollout start MODEL:VERSION --to SELECTOR\n"
-    head = ("SLOT", "STATE", "ACTIVE", "PREVIOUS", "ROWS", "P50", "P99")
-    rows = [head, *(_slot_row(slot, report.get("download_bytes_per_s", 0)) for slot in slots)]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(head))]
-    table = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    return "\n".join([*table, *(line for slot in slots for line in _slot_notes(slot))]) + "\n"
-
-
-def _slot_row(slot: Mapping[str, Any], bytes_per_s: int) -> tuple[str, ...]:
-    is_busy = slot["rows"] > 0
+    rows = [_slot_row(slot, report.get("download_bytes_per_s", 0)) for slot in slots]
+    left_out: list[str] = []
+    shown = list(_COLUMNS)
+    while _width(rows, shown) > columns and len(left_out) < len(_CUT_FIRST):
+        left_out.append(_CUT_FIRST[len(left_out)])
+        shown = [name for name in _COLUMNS if name not in left_out]
+    table = [_joined({name: name for name in shown}, rows, shown), *(_joined(row, rows, shown) for row in rows)]
+    if left_out:
+        table.append(f"Not shown in {columns} columns: {', '.join(left_out)}")
     return (
-        slot["slot"],
-        _stage(slot, bytes_per_s),
-        _version(slot["active"]),
-        _version(slot["previous"]),
-        f"{slot['rows']:,}",
-        f"{slot['latency_p50_ms']:.3g} ms" if is_busy else "–",
-        f"{slot['latency_p99_ms']:.3g} ms" if is_busy else "–",
+        "\n".join([*table, *_quarantine_lines(report), *(line for slot in slots for line in _slot_notes(slot))]) + "\n"
     )
+
+
+_COLUMNS = ("SLOT", "STATE", "ACTIVE", "PREVIOUS", "ROWS", "P50", "P99", "WORKER", "TESTED", "REPLACED", "PID")
+_CUT_FIRST = ("PID", "REPLACED", "TESTED", "PREVIOUS", "P50", "WORKER", "ROWS")
+
+
+def _widths(rows: Sequence[Mapping[str, str]], shown: Sequence[str]) -> list[int]:
+    return [max(len(name), *(len(row[name]) for row in rows)) for name in shown]
+
+
+def _width(rows: Sequence[Mapping[str, str]], shown: Sequence[str]) -> int:
+    return sum(_widths(rows, shown)) + 2 * (len(shown) - 1)
+
+
+def _joined(row: Mapping[str, str], rows: Sequence[Mapping[str, str]], shown: Sequence[str]) -> str:
+    cells = (row[name].ljust(width) for name, width in zip(shown, _widths(rows, shown), strict=True))
+    return "  ".join(cells).rstrip()
+
+
+def _slot_row(slot: Mapping[str, Any], bytes_per_s: int) -> dict[str, str]:
+    is_busy, workers = slot["rows"] > 0, slot.get("workers", ())
+    tested_s = slot.get("self_test_s_ago")
+    return {
+        "SLOT": slot["slot"],
+        "STATE": _stage(slot, bytes_per_s),
+        "ACTIVE": _version(slot["active"]),
+        "PREVIOUS": _version(slot["previous"]),
+        "ROWS": f"{slot['rows']:,}",
+        "P50": milliseconds(slot["latency_p50_ms"]) if is_busy else "–",
+        "P99": milliseconds(slot["latency_p99_ms"]) if is_busy else "–",
+        "WORKER": " + ".join(size(worker["memory_bytes"]) for worker in workers) or "–",
+        "TESTED": "–" if tested_s is None else ago(tested_s),
+        "REPLACED": f"{slot.get('worker_restarts', 0)} ×",
+        "PID": ", ".join(str(worker["pid"]) for worker in workers) or "–",
+    }
 
 
 def _stage(slot: Mapping[str, Any], bytes_per_s: int) -> str:
@@ -136,10 +185,12 @@ def _version(build: Mapping[str, Any] | None) -> str:
 
 
 def _slot_notes(slot: Mapping[str, Any]) -> Sequence[str]:
-    notes = [f"{slot['slot']}: {slot['reason']}"] if slot["reason"] else []
-    if slot["quarantined"]:
-        notes.append(f"{slot['slot']}: will not try again {', '.join(digest[7:19] for digest in slot['quarantined'])}")
-    return notes
+    return [f"{slot['slot']}: {slot['reason']}"] if slot["reason"] else []
+
+
+def _quarantine_lines(report: Report) -> Iterator[str]:
+    for build, reason in report.get("quarantine", {}).items():
+        yield f"build {build[7:19]} is not tried again: {reason}"
 
 
 def _link_line(link: Mapping[str, Any]) -> str:
@@ -191,8 +242,29 @@ def _request_lines(counters: Mapping[str, int | float]) -> Sequence[str]:
     return (f"requests  {counters['requests_answered']:,} answered · {counters['requests_refused']:,} refused",)
 
 
-def _condition_line(condition: Mapping[str, Any]) -> str:
-    return f" {condition['severity']:<8} {condition['code']}: {condition['text']} (since {condition['since']})"
+def _exporter_lines(flows: Mapping[str, Any]) -> Iterator[str]:
+    if not flows.get("listen"):
+        return
+    heard = [exporter for exporter in flows["exporters"] if exporter["heard_s_ago"] is not None]
+    if not heard:
+        yield f"exporters none yet on UDP {flows['listen']}"
+        return
+    last = min(heard, key=lambda exporter: exporter["heard_s_ago"])
+    told = f"last packet {ago(last['heard_s_ago'])} from {last['address']}"
+    yield f"exporters {flows['exporters_known']:,} on UDP {flows['listen']} · {told}"
+
+
+def _spool_lines(spool: Mapping[str, Any]) -> Iterator[str]:
+    if spool.get("waiting_bytes"):
+        yield f"telemetry {size(spool['waiting_bytes'])} waiting of {size(spool['budget_bytes'])}"
+
+
+def _condition_line(condition: Mapping[str, Any], now: str) -> str:
+    since = f"since {condition['since']}"
+    if now:  # the agent's own clock, by which it began
+        age = datetime.fromisoformat(now) - datetime.fromisoformat(condition["since"])
+        since = "just now" if age.total_seconds() < 1 else f"for {span(age.total_seconds())}"
+    return f" {condition['severity']:<8} {condition['code']}: {condition['text']} ({since})"
 
 
 def _plain(value: Any) -> Any:
