@@ -73,7 +73,7 @@ def _warnings(edge: Host) -> list[str]:
 
 
 def _worker(edge: Host) -> str:
-    return edge.run(["pgrep", "-f", "vedette.agent.adapters.worker_main"], check=False).out.strip()
+    return edge.run(["pgrep", "-x", "vedette-worker"], check=False).out.strip()
 
 
 def test_an_agent_with_wrong_settings_waits_longer_each_time_and_starts_once_they_are_right(lab: Lab) -> None:

@@ -21,7 +21,7 @@ from tests.support.memory_files import memory_file
 from vedette.agent.adapters.ring import RECORD, Kind, Plan, create_ring
 from vedette.agent.adapters.runner import Retired, Runner, Strike
 from vedette.agent.adapters.worker import Batch, RowPace, Worker, WorkerSettings
-from vedette.agent.adapters.worker_process import Child
+from vedette.agent.adapters.worker_process import Child, Nursery, has_room
 from vedette.agent.domain.errors import (
     InferenceError,
     InvalidRequest,
@@ -46,10 +46,17 @@ FLOW_PLAN = plan_of(tiny_models.FLOW_INPUTS, tiny_models.FLOW_OUTPUTS)
 TRIPWIRE_PLAN = plan_of(tiny_models.TRIPWIRE_INPUTS, tiny_models.TRIPWIRE_OUTPUTS)
 
 
-def spawner(model: bytes, plan: Plan, workdir: Path, settings: WorkerSettings) -> Callable[[], Awaitable[Worker]]:
+def nursery_in(folder: Path) -> Nursery:
+    return Nursery(folder / "empty", 30.0, SMALL.admit)
+
+
+def spawner(
+    model: bytes, plan: Plan, workdir: Path, settings: WorkerSettings, nursery: Nursery | None = None
+) -> Callable[[], Awaitable[Worker]]:
     async def spawn() -> Worker:
         with memory_file(model) as descriptor:
-            return await Worker.start(descriptor, plan, settings, lambda: child_of(workdir, settings))
+            child = nursery.child if nursery is not None else lambda: child_of(workdir, settings)
+            return await Worker.start(descriptor, plan, settings, child)
 
     return spawn
 
@@ -65,15 +72,23 @@ def the_pid(runner: Runner) -> int:
 
 @asynccontextmanager
 async def running(
-    model: bytes, plan: Plan, folder: Path, settings: WorkerSettings = SMALL, strikes: list[Strike] | None = None
+    model: bytes,
+    plan: Plan,
+    folder: Path,
+    settings: WorkerSettings = SMALL,
+    strikes: list[Strike] | None = None,
+    *,
+    nursery: Nursery | None = None,
 ) -> AsyncIterator[Runner]:
     seen: list[Strike] = [] if strikes is None else strikes
-    runner = Runner(plan, settings, spawner(model, plan, folder / "empty", settings), seen.append)
-    await runner.start()
+    runner = Runner(plan, settings, spawner(model, plan, folder / "empty", settings, nursery), seen.append)
     try:
+        await runner.start()
         yield runner
     finally:
         await runner.abandon()
+        if nursery is not None:
+            await nursery.close()
 
 
 def tripwire(kind: int, rows: int = 3) -> dict[str, np.ndarray[Any, Any]]:
@@ -413,10 +428,12 @@ def _proc(pid: int | None) -> tuple[bool, list[str]]:
     return no_new_privileges, sorted(str(link.readlink()) for link in (folder / "fd").iterdir())
 
 
-async def test_the_worker_is_limited_and_holds_nothing_of_the_agents(tmp_path: Path) -> None:
+@pytest.mark.parametrize("is_forked", [False, True], ids=["started", "forked"])
+async def test_the_worker_is_limited_and_holds_nothing_of_the_agents(tmp_path: Path, is_forked: bool) -> None:
     with socket.socket() as other:
         other.set_inheritable(True)
-        async with running(tiny_models.flow_model(), FLOW_PLAN, tmp_path) as runner:
+        nursery = nursery_in(tmp_path) if is_forked else None
+        async with running(tiny_models.flow_model(), FLOW_PLAN, tmp_path, nursery=nursery) as runner:
             worker = psutil.Process(the_pid(runner))
             assert worker.rlimit(psutil.RLIMIT_AS)[0] == SMALL.memory_bytes
             assert worker.rlimit(psutil.RLIMIT_CORE) == (0, 0)
@@ -428,6 +445,7 @@ async def test_the_worker_is_limited_and_holds_nothing_of_the_agents(tmp_path: P
                 *("PATH", "LC_ALL", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "ORT_DISABLE_TELEMETRY"),
                 *("PYTHONPATH", "LD_LIBRARY_PATH", "PYTHONDONTWRITEBYTECODE"),
             }
+            assert worker.name() == "vedette-worker"
             no_new_privileges, open_files = _proc(the_pid(runner))
     assert no_new_privileges
     harmless = ("/dev/null", "/memfd:vedette-", "pipe:", "socket:")
@@ -439,30 +457,89 @@ _AGENT = """
 import asyncio, os, signal, sys
 sys.path.insert(0, {root!r})
 from pathlib import Path
-from tests.unit.agent_runtime.test_worker import FLOW_PLAN, SMALL, spawner
+from tests.unit.agent_runtime.test_worker import FLOW_PLAN, SMALL, nursery_in, spawner
 from tests.support import tiny_models
 
 async def main():
-    worker = await spawner(tiny_models.flow_model(), FLOW_PLAN, Path({folder!r}), SMALL)()
+    nursery = nursery_in(Path({folder!r})) if {is_forked!r} else None
+    worker = await spawner(tiny_models.flow_model(), FLOW_PLAN, Path({folder!r}), SMALL, nursery)()
     assert "onnxruntime" not in sys.modules, "the agent's process loaded onnxruntime"
     {freeze}
-    print(worker.pid, flush=True)
+    print(worker.pid, nursery.pid if nursery else worker.pid, flush=True)
     os.kill(os.getpid(), signal.SIGKILL)
 
 asyncio.run(main())
 """
 
 
+@pytest.mark.parametrize("is_forked", [False, True], ids=["started", "forked"])
 @pytest.mark.parametrize("freeze", ["", "os.kill(worker.pid, signal.SIGSTOP)"], ids=["idle", "stopped"])
-def test_a_killed_agent_leaves_no_worker_and_never_loaded_the_runtime(tmp_path: Path, freeze: str) -> None:
+def test_a_killed_agent_leaves_no_worker_and_never_loaded_the_runtime(
+    tmp_path: Path, freeze: str, is_forked: bool
+) -> None:
     root = str(Path(__file__).parents[3])
-    script = _AGENT.format(root=root, folder=str(tmp_path / "empty"), freeze=freeze)
+    script = _AGENT.format(root=root, folder=str(tmp_path / "empty"), freeze=freeze, is_forked=is_forked)
     agent = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False)
     assert agent.returncode == -signal.SIGKILL, agent.stderr
-    pid = int(agent.stdout)
-    with suppress(psutil.NoSuchProcess):
-        psutil.Process(pid).wait(timeout=10)
-    assert not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    for pid in map(int, agent.stdout.split()):
+        with suppress(psutil.NoSuchProcess):
+            psutil.Process(pid).wait(timeout=10)
+        assert not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+
+
+async def test_a_forked_worker_that_dies_is_replaced_and_its_end_is_known(tmp_path: Path) -> None:
+    strikes: list[Strike] = []
+    nursery = nursery_in(tmp_path)
+    async with running(tiny_models.flow_model(), FLOW_PLAN, tmp_path, strikes=strikes, nursery=nursery) as runner:
+        first, breeder = the_pid(runner), nursery.pid
+        assert psutil.Process(first).ppid() == os.getpid()
+        os.kill(first, signal.SIGKILL)
+        await runner.infer({"features": tiny_models.flow_rows(1)})
+        assert the_pid(runner) != first
+        assert nursery.pid == breeder
+    assert "SIGKILL" in str(strikes[0].error)
+    assert not psutil.pid_exists(first)
+
+
+async def test_workers_outlive_what_they_were_forked_from_and_the_next_comes_from_a_new_one(tmp_path: Path) -> None:
+    nursery = nursery_in(tmp_path)
+    async with running(tiny_models.flow_model(), FLOW_PLAN, tmp_path, nursery=nursery) as runner:
+        first, breeder = the_pid(runner), nursery.pid
+        assert breeder is not None
+        os.kill(breeder, signal.SIGKILL)
+        psutil.wait_procs([psutil.Process(breeder)], timeout=10)
+        await runner.infer({"features": tiny_models.flow_rows(1)})
+        assert the_pid(runner) == first
+        os.kill(first, signal.SIGKILL)
+        await runner.infer({"features": tiny_models.flow_rows(1)})
+        assert nursery.pid not in (None, breeder)
+
+
+async def test_a_hung_nursery_is_the_hosts_trouble_and_the_next_worker_comes_from_another(tmp_path: Path) -> None:
+    nursery = Nursery(tmp_path / "empty", 5.0, SMALL.admit)
+    child = await nursery.child()
+    child.kill()
+    await child.ended()
+    assert nursery.pid is not None
+    os.kill(nursery.pid, signal.SIGSTOP)
+    nursery._timeout_s = 0.2
+    with pytest.raises(SpawnFailed, match="no worker process was forked in"):
+        await nursery.child()
+    nursery._timeout_s = 30.0
+    child = await nursery.child()
+    child.kill()
+    assert "SIGKILL" in await child.ended()
+    await nursery.close()
+
+
+@pytest.mark.parametrize(
+    ("text", "room"),
+    [("MemAvailable: 262144 kB\n", True), ("MemAvailable: 262143 kB\n", False), ("MemFree: 1\n", False)],
+)
+def test_a_host_has_room_for_a_nursery_when_it_has_memory_to_spare(tmp_path: Path, text: str, room: bool) -> None:
+    (tmp_path / "meminfo").write_text(text)
+    assert has_room(tmp_path / "meminfo") is room
+    assert has_room(tmp_path / "absent") is False
 
 
 async def test_a_model_that_slows_down_bit_by_bit_does_not_raise_its_deadline_without_end() -> None:

@@ -25,7 +25,7 @@ from vedette.agent.adapters.ring import Array, Plan
 from vedette.agent.adapters.runner import Retired, Runner, Strike
 from vedette.agent.adapters.state import State
 from vedette.agent.adapters.worker import RowPace, Worker, WorkerSettings
-from vedette.agent.adapters.worker_process import Child
+from vedette.agent.adapters.worker_process import Child, Nursery
 from vedette.agent.domain.clock import Clock
 from vedette.agent.domain.errors import (
     AgentError,
@@ -97,6 +97,7 @@ class ServingSettings:
     strike_window_s: float = 300.0  # … within which a build is quarantined
     drain_s: float = 30.0  # for requests of a build that was replaced
     settle_s: float = 30.0  # a request waits so long for a fallen build's successor
+    spare: bool = True  # a warm process that workers are forked from
     reserve_bytes: int = 16 * 1024 * 1024  # of disk left free by downloads, for the state
 
 
@@ -204,6 +205,8 @@ class Serving:
         self._releases: dict[str, Release] = {}
         # Now, not when a build asks: an upgrade replaces the files that say so under the running agent.
         self.runtimes = runtime_versions()
+        worker = settings.worker
+        self._nursery = Nursery(self._workdir, worker.load_timeout_s, worker.admit) if settings.spare else None
         self._stopping = False
         self.models_damaged = 0  # active builds whose file was found to be another than it was
 
@@ -220,6 +223,8 @@ class Serving:
         """Answer what was asked for and end every worker. Cancel installations first; they go on after a restart."""
         self._stopping = True
         await asyncio.gather(*(self._stop_slot(slot) for slot in self._slots.values()))
+        if self._nursery is not None:
+            await self._nursery.close()
 
     async def _stop_slot(self, slot: _Slot) -> None:
         if slot.settling is not None:
@@ -246,9 +251,15 @@ class Serving:
 
     @property
     def worker_pids(self) -> tuple[int, ...]:
-        """The worker processes, for accounts of memory and CPU."""
+        """The worker processes."""
         models = [model for slot in self._slots.values() for model in (slot.model, slot.loaded) if model]
         return tuple(pid for model in models for pid in model.runner.pids)
+
+    @property
+    def process_pids(self) -> tuple[int, ...]:
+        """Every process beside this one, for accounts of memory and CPU: the workers, and what they are forked from."""
+        spare = self._nursery.pid if self._nursery is not None else None
+        return self.worker_pids if spare is None else (*self.worker_pids, spare)
 
     @property
     def quarantine(self) -> Mapping[str, str]:
@@ -576,6 +587,8 @@ class Serving:
         return runner
 
     async def _spawn(self) -> Child:
+        if self._nursery is not None:
+            return await self._nursery.child()
         settings = self._settings.worker
         return await Child.start(self._workdir, settings.load_timeout_s, settings.admit)
 

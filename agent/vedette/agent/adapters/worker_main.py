@@ -1,18 +1,20 @@
 """The worker: a process that loads one model and answers batches in the ring until its socket closes.
 
-Started as ``python -P -m vedette.agent.adapters.worker_main SOCKET PARENT`` with nothing else open. It says its version
-once the runtime's libraries are loaded. Then it gets the layout as JSON with the ring's and the model's descriptors,
-limits itself before it parses a byte of the model, and answers each RUN in order with DONE or FAILED. It trusts the
-agent and protects the agent from the model: memory by RLIMIT_AS (onnxruntime turns that into a clean error, FAILURES.md
-section 6), time by a watchdog thread, files by an empty working directory and RLIMIT_FSIZE, processes by RLIMIT_NPROC.
-The model comes as bytes of a sealed memfd, never as a path: by path onnxruntime 1.32 follows a hard link out of the
-folder; by bytes it looks in the working directory.
+Started as ``python -P -m vedette.agent.adapters.worker_main SOCKET AGENT worker`` with nothing else open, or forked by
+one that was started with ``nursery`` in place of ``worker``. It says its version once the runtime's libraries are
+loaded. Then it gets the layout as JSON with the ring's and the model's descriptors, limits itself before it parses a
+byte of the model, and answers each RUN in order with DONE or FAILED. It trusts the agent and protects the agent from
+the model: memory by RLIMIT_AS (onnxruntime turns that into a clean error, FAILURES.md section 6), time by a watchdog
+thread, files by an empty working directory and RLIMIT_FSIZE, processes by RLIMIT_NPROC. The model comes as bytes of a
+sealed memfd, never as a path: by path onnxruntime 1.32 follows a hard link out of the folder; by bytes it looks in the
+working directory.
 """
 
 from __future__ import annotations
 
 import ctypes
 import faulthandler
+import gc
 import json
 import math
 import mmap
@@ -44,7 +46,10 @@ from vedette.models.release import TensorSpec
 from vedette.models.version import __version__
 
 _PR_SET_PDEATHSIG = 1  # include/uapi/linux/prctl.h
+_PR_SET_NAME = 15
 _PR_SET_NO_NEW_PRIVS = 38
+_WORKER, _NURSERY = b"vedette-worker", b"vedette-nursery"
+_ADOPTED_WITHIN_S = 5.0
 _OOM_SCORE = 500  # of 1000, see proc_pid_oom_score_adj(5)
 _MOST_BINDINGS = 64
 _OUT_OF_MEMORY = ("Cannot allocate memory", "Failed to allocate memory", "bad_alloc", "bad allocation")
@@ -67,14 +72,14 @@ class ModelError(Exception):
         self.failure = failure
 
 
-def _die_with(parent: int) -> None:
-    """Ask the kernel to kill this process with the agent; also when the agent is gone already."""
+def _die_with(agent: int, name: bytes) -> None:
+    """Ask the kernel to kill this process with the agent; also when the agent is gone already. Say what it is."""
     libc = ctypes.CDLL(None, use_errno=True)
-    if libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0:
-        raise OSError(ctypes.get_errno(), "PR_SET_PDEATHSIG")
-    if libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0:
-        raise OSError(ctypes.get_errno(), "PR_SET_NO_NEW_PRIVS")
-    if os.getppid() != parent:
+    wishes = ((_PR_SET_PDEATHSIG, signal.SIGKILL), (_PR_SET_NO_NEW_PRIVS, 1), (_PR_SET_NAME, name))
+    for option, value in wishes:
+        if libc.prctl(option, value, 0, 0, 0) != 0:
+            raise OSError(ctypes.get_errno(), f"prctl {option}")
+    if os.getppid() != agent:
         os._exit(1)
 
 
@@ -370,19 +375,66 @@ def _next_record(doorbell: socket.socket, spin_us: int) -> bytes:
     return doorbell.recv(RECORD.size)
 
 
+def breed(control: socket.socket, agent: int) -> int | None:
+    """Fork a child for each word of the agent; return its socket in a child, None when the agent closes ours.
+
+    A child is forked twice, so that the kernel makes it the agent's own: the agent learns how it ends, and it ends with
+    the agent. onnxruntime starts no thread when it is imported, which is what makes forking sound.
+    """
+    import onnxruntime  # noqa: F401 - what a child is to find loaded
+
+    _die_first()
+    gc.collect()
+    gc.freeze()  # so that a child's collector does not write to, and thereby copy, what it never frees
+    if len(list(Path("/proc/self/task").iterdir())) != 1:
+        raise RuntimeError("the runtime started threads: no child can be forked")
+    control.send(__version__.encode())
+    while True:
+        message, descriptors, _, _ = socket.recv_fds(control, 1, 2)
+        if not message:
+            return None
+        if (middle := os.fork()) == 0:
+            return _born(control, agent, *descriptors)
+        os.waitpid(middle, 0)
+        for descriptor in descriptors:
+            os.close(descriptor)
+
+
+def _born(control: socket.socket, agent: int, doorbell: int, stderr: int) -> int:
+    middle = os.getpid()
+    if (pid := os.fork()) != 0:
+        control.send(str(pid).encode())
+        os._exit(0)
+    control.close()
+    os.dup2(stderr, sys.stderr.fileno())
+    os.close(stderr)
+    end = time.monotonic() + _ADOPTED_WITHIN_S
+    while os.getppid() == middle and time.monotonic() < end:
+        os.sched_yield()
+    _die_with(agent, _WORKER)
+    return doorbell
+
+
 def main() -> None:
-    """Run the worker; arguments are the socket's descriptor and the agent's process id."""
-    descriptor, parent = (int(argument) for argument in sys.argv[1:3])
-    _die_with(parent)
+    """Run the worker; arguments are the socket's descriptor, the agent's process id and what to be."""
+    descriptor, agent = (int(argument) for argument in sys.argv[1:3])
+    is_nursery = sys.argv[3:] == ["nursery"]
+    _die_with(agent, _NURSERY if is_nursery else _WORKER)
     # Ctrl-C at a terminal, and a service manager that stops a unit, reach the whole group; the agent alone stops us.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     faulthandler.enable()
-    with socket.socket(fileno=descriptor) as doorbell:
-        try:
+    doorbell = socket.socket(fileno=descriptor)
+    try:
+        if is_nursery:
+            born = breed(doorbell, agent)
+            if born is None:
+                return
+            doorbell = socket.socket(fileno=born)
+        with doorbell:
             serve(doorbell)
-        except (BrokenPipeError, ConnectionResetError):
-            return  # the agent is gone
+    except (BrokenPipeError, ConnectionResetError):
+        return  # the agent is gone
 
 
 if __name__ == "__main__":
