@@ -30,7 +30,6 @@ from vedette.agent.adapters.artifacts import Downloads
 from vedette.agent.adapters.blobs import storage_error
 from vedette.agent.adapters.bundle_import import PAGE as IMPORT_PAGE
 from vedette.agent.adapters.bundle_import import standing_of
-from vedette.agent.adapters.cgroups import admission
 from vedette.agent.adapters.clock import SystemClock
 from vedette.agent.adapters.collector import Collector, CollectorFailed
 from vedette.agent.adapters.facts import host_facts
@@ -45,14 +44,13 @@ from vedette.agent.adapters.oip import InferenceServer
 from vedette.agent.adapters.pipeline import FlowPipeline
 from vedette.agent.adapters.pressure import Budgets, PressureWatch, StrainGauge
 from vedette.agent.adapters.reconciler import Reconciler, current_status
-from vedette.agent.adapters.serving import EventKind, Serving, ServingEvent, ServingSettings
+from vedette.agent.adapters.serving import EventKind, ServingEvent
 from vedette.agent.adapters.spool import Spool
 from vedette.agent.adapters.standing import flow_standing, model_standing, pressure_standing, process_standing
 from vedette.agent.adapters.state import State
 from vedette.agent.adapters.telemetry import Reporter
 from vedette.agent.adapters.templates import TemplateFile
 from vedette.agent.adapters.usage import UsageMeter
-from vedette.agent.adapters.worker import WorkerSettings
 from vedette.agent.domain.advice import EXIT_REFUSED, AdvisedError
 from vedette.agent.domain.backoff import Backoff
 from vedette.agent.domain.clock import EARLIEST, TrustedClock
@@ -67,6 +65,7 @@ from vedette.agent.domain.standstill import Standstill
 from vedette.agent.domain.unit_limits import MAIN_BYTES
 from vedette.agent.domain.windows import Gauges, Windows
 from vedette.agent.rooms.log_sources import build_log_sources
+from vedette.agent.rooms.serving import build_serving
 from vedette.agent.rooms.sinks import build_sinks
 from vedette.agent.settings import Settings
 from vedette.models.version import __version__
@@ -176,12 +175,7 @@ class Agent:
         self._identity: Identity | None = None
         boot_epoch = self._state.begin_boot()
         self._spool = Spool(spool, settings.telemetry.spool_bytes, boot_epoch, shelter=_shelter())
-        budget = settings.budget
-        admit = admission(budget.memory_bytes)
-        worker = WorkerSettings(threads=budget.threads, memory_bytes=budget.memory_bytes, admit=admit)
-        self._serving = Serving(
-            self._state, settings.state_dir / "blobs", ServingSettings(worker=worker), self._clock, self._slot_event
-        )
+        self._serving = build_serving(settings, self._state, self._clock, self._slot_event)
         self._programs = InferenceServer(self._serving, settings.oip)
         self._imports = Watch(Inbox(settings.state_dir / "import", self._serving.blobs))
         self._has_datagrams = asyncio.Event()
@@ -200,7 +194,7 @@ class Agent:
         )
         self._logs = build_log_sources(settings, self._pipeline, self._conditions, self._clock)
         self._templates = TemplateFile(settings.state_dir / "templates.json", self._pipeline.decoder)
-        self._usage = UsageMeter(lambda: self._serving.worker_pids)
+        self._usage = UsageMeter(lambda: self._serving.process_pids)
         self._pressure = self._made_pressure_watch()
         self._figures = Figures(
             serving=self._serving,

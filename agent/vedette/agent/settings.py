@@ -7,9 +7,10 @@ Read once, by ``app`` and ``cli``; importing this module reads nothing. What ``e
 from __future__ import annotations
 
 import ipaddress
+import re
 import socket
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,40 @@ def _checked(raw: Any, parse: Callable[[str], object]) -> str:
     if words:
         parse(words)
     return words
+
+
+_CPU_LIST = re.compile(r"\d{1,5}(-\d{1,5})?(,\d{1,5}(-\d{1,5})?)*")
+
+
+def cpus_of(text: str) -> tuple[int, ...]:
+    """Return the processors of a list such as ``0,4-7``, ascending; none for ``""``.
+
+    Raises:
+        WrongValue: It is no such list, or a range runs backwards.
+
+    Source: cpuset(7), "List format".
+    """
+    if not text:
+        return ()
+    if _CPU_LIST.fullmatch(text) is None:
+        raise kinds.WrongValue(f'is {text[:80]!r}, expected processors such as "2-3" or "0,4-7"')
+    found: set[int] = set()
+    for part in text.split(","):
+        first, _, last = part.partition("-")
+        if last and int(last) < int(first):
+            raise kinds.WrongValue(f"is {text[:80]!r}, the range {part} runs backwards")
+        found.update(range(int(first), int(last or first) + 1))
+    return tuple(sorted(found))
+
+
+def _cpus() -> Kind:
+    def parse(raw: Any) -> str:
+        if not isinstance(raw, str):
+            raise kinds.WrongValue(f'is {raw!r}, expected a text such as "2-3"')
+        cpus_of(raw)
+        return raw
+
+    return Kind('list of processors, "" is any', parse)
 
 
 OPTIONS: tuple[Option, ...] = (
@@ -151,6 +186,32 @@ OPTIONS: tuple[Option, ...] = (
         kinds.size(least=64 * 1024, most=1024 * MIB),
         64 * MIB,
         "largest request of a program; as many may be in progress as fit four times this",
+    ),
+    Option(
+        "inference.workers",
+        kinds.integer(least=1, most=64),
+        1,
+        "worker processes of each model; more than one for programs that ask at the same time",
+    ),
+    Option(
+        "inference.threads",
+        kinds.integer(least=0, most=1024),
+        0,
+        "threads a worker computes with; 0 is one per whole core of budget.cpu_percent, shared among inference.workers",
+    ),
+    Option("inference.cpus", _cpus(), "", 'processors that workers run on, such as "2-3" or "0,4-7"; "" is any'),
+    Option(
+        "inference.queue",
+        kinds.integer(least=1, most=100_000),
+        256,
+        "requests of one model that may wait for a worker; beyond it some are refused and told when to retry",
+    ),
+    Option(
+        "inference.spare",
+        kinds.choice("auto", "on", "off"),
+        "auto",
+        "a warm process that workers are forked from, so that a dead one is replaced at once and further ones take "
+        "little memory; auto has it where 256 MiB are available at the start",
     ),
     Option(
         "sink.json.path",
@@ -334,6 +395,13 @@ OPTIONS: tuple[Option, ...] = (
         100,
         "processor time of the packaged service, 100 is one core; a worker computes with one thread per whole core",
     ),
+    Option(
+        "budget.disk",
+        kinds.size(least=MIB),
+        4096 * MIB,
+        "disk for models: those of versions that are in no slot any more are kept while they fit, for a return without "
+        "download, the longest unused leave first",
+    ),
 )
 
 
@@ -375,6 +443,17 @@ class OipSettings:
     tls_key: Path | None = None
     token_file: Path | None = None
     max_message_bytes: int = 64 * MIB
+
+
+@dataclass(frozen=True, slots=True)
+class WorkersSettings:
+    """The processes that models run in. ``threads`` 0: by the budget; ``cpus`` empty: any; ``spare`` None: by room."""
+
+    processes: int = 1
+    threads: int = 0
+    cpus: tuple[int, ...] = ()
+    queue: int = 256
+    spare: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -455,6 +534,7 @@ class BudgetSettings:
 
     memory_bytes: int
     cpu_percent: int
+    disk_bytes: int = 4096 * MIB
 
     @property
     def threads(self) -> int:
@@ -480,6 +560,7 @@ class Settings:
     status_socket: Path | None
     telemetry: TelemetrySettings
     budget: BudgetSettings
+    workers: WorkersSettings = field(default_factory=WorkersSettings)
 
     @property
     def enrolment_dir(self) -> Path:
@@ -548,7 +629,14 @@ def settings_from(value: Mapping[str, Any]) -> Settings:
         metrics_listen=_address(value["metrics.listen"]),
         status_socket=Path(value["status.socket"]) if value["status.socket"] else None,
         telemetry=TelemetrySettings(value["telemetry.interval_s"], value["telemetry.spool"]),
-        budget=BudgetSettings(value["budget.memory"], value["budget.cpu_percent"]),
+        budget=BudgetSettings(value["budget.memory"], value["budget.cpu_percent"], value["budget.disk"]),
+        workers=WorkersSettings(
+            processes=value["inference.workers"],
+            threads=value["inference.threads"],
+            cpus=cpus_of(value["inference.cpus"]),
+            queue=value["inference.queue"],
+            spare={"on": True, "off": False, "auto": None}[value["inference.spare"]],
+        ),
     )
 
 

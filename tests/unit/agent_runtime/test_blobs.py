@@ -131,6 +131,26 @@ def test_collecting_keeps_what_is_named_and_tells_what_it_freed(blobs: Blobs) ->
     assert not blobs.partial_path(gone.digest).exists()
 
 
+def test_what_fits_stays_and_beyond_that_the_longest_unused_go(blobs: Blobs) -> None:
+    made = [Blob(digest_of(bytes([n]) * 10), 10) for n in range(4)]
+    for age, blob in enumerate(made):
+        blobs.path(blob.digest).write_bytes(b"x" * 10)
+        os.utime(blobs.path(blob.digest), (100 + age, 100 + age))
+    blobs.used(made[0])
+    before = len(DATA) + 40
+    assert blobs.collect({BLOB.digest, made[1].digest}, before) == 0
+    assert blobs.collect({BLOB.digest, made[1].digest}, before - 11) == 20
+    assert [blobs.path(blob.digest).exists() for blob in made] == [True, True, False, False]
+    assert blobs.collect({BLOB.digest, made[1].digest}, 0) == 10
+
+
+def test_what_is_to_be_dropped_goes_however_much_fits_unless_it_is_in_use(blobs: Blobs) -> None:
+    bad = Blob(digest_of(b"bad"), 3)
+    blobs.path(bad.digest).write_bytes(b"bad")
+    assert blobs.collect({BLOB.digest, bad.digest}, 1000, drop=[bad.digest]) == 0
+    assert blobs.collect({BLOB.digest}, 1000, drop=[bad.digest, BLOB.digest]) == 3
+
+
 def test_a_place_where_no_folder_can_be_made_is_a_typed_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(StateError, match="file/blobs"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
@@ -243,7 +244,17 @@ async def test_after_a_loss_the_builds_on_the_disk_are_installed_again_without_a
     assert appliance.shelf.fetched == []
     answer = await appliance.serving.infer(SLOT, {"features": flow_rows(2)})
     assert answer.release.version == 2
-    kept = len(list((appliance.blobs / "sha256").iterdir()))
+
+
+async def test_after_a_loss_nothing_is_removed_until_an_assignment_is_applied(appliance: Appliance) -> None:
+    release = appliance.shelf.flow_release(1)
+    await appliance.serving.install(assigned(release), release, appliance.fetch)
+    await appliance.close()
+    for file in appliance.folder.glob("state.db*"):
+        file.unlink()
+    appliance.state = State(appliance.folder / "state.db", mends=True, is_first=False)
+    appliance.use(replace(appliance.settings, disk_bytes=1))
+    assert appliance.serving.collect_garbage() == 0
     appliance.state.apply(ONE)
     assert appliance.serving.collect_garbage() > 0
-    assert len(list((appliance.blobs / "sha256").iterdir())) < kept
+    assert list((appliance.blobs / "sha256").iterdir()) == []

@@ -208,7 +208,7 @@ def _good(answers: Sequence[Any]) -> list[tuple[int, Mapping[str, Array]]]:
 
 async def test_a_poisonous_request_in_a_joined_batch_costs_two_workers_and_no_other_answer(tmp_path: Path) -> None:
     strikes: list[Strike] = []
-    settings = replace(SMALL, deadline_s=1.0, grace_s=0.2, memory_bytes=1024**3)
+    settings = replace(SMALL, deadline_s=2.0, grace_s=0.2, memory_bytes=1024**3)
     kinds = [FINE, FINE, FINE, DRAG, FINE, FINE]
     async with tripwire_runner(tmp_path, settings, strikes) as runner:
         asked = (runner.infer(row(kind)) for kind in kinds)

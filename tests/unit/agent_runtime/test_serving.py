@@ -135,13 +135,57 @@ async def test_after_a_restart_the_active_build_serves_with_no_controller(applia
     assert await version_that_answers(appliance) == 2
 
 
-async def test_only_files_that_a_slot_needs_stay(appliance: Appliance) -> None:
-    releases = [appliance.shelf.flow_release(version) for version in (1, 2, 3)]
+def on_disk(appliance: Appliance) -> set[str]:
+    return {f"sha256:{path.name}" for path in (appliance.blobs / "sha256").iterdir()}
+
+
+def files_of(*releases: Release) -> dict[str, int]:
+    return {blob.digest: blob.size for release in releases for blob in release.blobs}
+
+
+def budget(appliance: Appliance, most_bytes: int) -> None:
+    appliance.use(replace(appliance.settings, disk_bytes=most_bytes))
+
+
+async def test_a_version_that_is_in_no_slot_any_more_comes_back_without_a_download(appliance: Appliance) -> None:
+    releases = [appliance.shelf.flow_release(version) for version in (1, 2, 3, 4)]
     for release in releases:
         await install(appliance, release)
-    kept = {path.name for path in (appliance.blobs / "sha256").iterdir()}
-    wanted = {blob.digest.removeprefix("sha256:") for release in releases[1:] for blob in release.blobs}
-    assert kept == wanted
+    await appliance.restart()
+    assert on_disk(appliance) == set(files_of(*releases))
+    appliance.shelf.fetched.clear()
+    await install(appliance, releases[0])
+    assert (appliance.shelf.fetched, await version_that_answers(appliance)) == ([], 1)
+
+
+async def test_over_the_budget_the_longest_unused_leave_and_never_what_a_slot_names(appliance: Appliance) -> None:
+    releases = [appliance.shelf.flow_release(version) for version in (1, 2, 3, 4, 5)]
+    budget(appliance, sum(files_of(*releases[:4]).values()))
+    for at, release in enumerate(releases[:4]):
+        await install(appliance, release)
+        for blob in release.blobs:
+            os.utime(appliance.blob_path(blob.digest), (1000 + at, 1000 + at))
+    await install(appliance, releases[0])  # used again, and so the newest
+    await install(appliance, releases[4])
+    assert set(files_of(releases[1])) - on_disk(appliance)  # the longest unused
+    assert set(files_of(releases[0], releases[4])) <= on_disk(appliance)
+    assert await version_that_answers(appliance) == 5
+
+
+async def test_what_cannot_fit_beside_what_is_in_use_is_refused_with_the_numbers_before_a_byte_is_fetched(
+    appliance: Appliance,
+) -> None:
+    releases = [appliance.shelf.flow_release(version) for version in (1, 2, 3)]
+    most = sum(files_of(*releases).values()) - 1
+    budget(appliance, most)
+    for release in releases[:2]:
+        await install(appliance, release)
+    appliance.shelf.fetched.clear()
+    failed = await install_fails(appliance, releases[2])
+    assert failed.code is InstallCode.DISK_FULL
+    assert f"take {most + 1} bytes, limit {most} (budget.disk)" in failed.reason
+    assert (appliance.shelf.fetched, await version_that_answers(appliance)) == ([], 2)
+    assert on_disk(appliance) == set(files_of(*releases[:2]))
 
 
 async def test_several_slots_serve_side_by_side(appliance: Appliance) -> None:
@@ -223,8 +267,8 @@ async def test_a_bad_build_is_refused_quarantined_also_across_a_restart_and_the_
     (status,) = appliance.serving.statuses()
     assert (status.state, status.candidate, status.active and status.active.version) == (SlotState.FAILED, None, 1)
     assert status.reason == str(caught.value)
-    kept = {blob.digest for blob in appliance.shelf.flow_release(1).blobs}
-    assert {f"sha256:{path.name}" for path in (appliance.blobs / "sha256").iterdir()} == kept
+    assert release.builds[0].digest not in on_disk(appliance)
+    assert set(files_of(appliance.shelf.flow_release(1))) <= on_disk(appliance)
     assert await version_that_answers(appliance) == 1
     await appliance.restart()
     assert await version_that_answers(appliance) == 1
@@ -549,7 +593,7 @@ async def test_the_versions_of_runtimes_are_those_of_the_start_whatever_is_unpac
     assert await version_that_answers(appliance) == 1
 
 
-async def test_a_removed_slot_answers_what_it_was_asked_and_leaves_nothing_behind(appliance: Appliance) -> None:
+async def test_a_removed_slot_answers_what_it_was_asked_and_leaves_only_files(appliance: Appliance) -> None:
     bad = lying_golden(appliance.shelf)
     await install(appliance, appliance.shelf.flow_release(1))
     await install_fails(appliance, bad)
@@ -561,7 +605,11 @@ async def test_a_removed_slot_answers_what_it_was_asked_and_leaves_nothing_behin
     with pytest.raises(NoActiveModel):
         await version_that_answers(appliance)
     assert (appliance.serving.statuses(), appliance.serving.worker_pids, appliance.state.slots) == ((), (), {})
-    assert list((appliance.blobs / "sha256").iterdir()) == []
+    await appliance.serving.stop()
+    budget(appliance, 1)
+    appliance.serving.collect_garbage()
+    assert on_disk(appliance) == set()
+    appliance.settings = replace(appliance.settings, disk_bytes=2**30)
     await appliance.restart()
     assert (await install_fails(appliance, bad)).code is InstallCode.QUARANTINED
     await install(appliance, appliance.shelf.flow_release(1))

@@ -229,7 +229,7 @@ async def test_a_killed_worker_under_load_costs_no_answer(tmp_path: Path) -> Non
 async def test_a_poisonous_request_costs_two_workers_and_no_other_answer(tmp_path: Path) -> None:
     strikes: list[Strike] = []
     kinds = [FINE, FINE, DRAG, FINE, FINE]
-    settings = replace(SMALL, deadline_s=0.5, grace_s=0.5, memory_bytes=1024**3)
+    settings = replace(SMALL, deadline_s=2.0, grace_s=0.5, memory_bytes=1024**3)
     async with running(tiny_models.tripwire_model(), TRIPWIRE_PLAN, tmp_path, settings, strikes) as runner:
         asked = (runner.infer(tripwire(kind, rows=index + 1)) for index, kind in enumerate(kinds))
         answers = await asyncio.gather(*asked, return_exceptions=True)

@@ -133,21 +133,45 @@ class Blobs:
         if left or found != blob.digest:
             raise BlobCorrupt(f"{path} is {blob.size - left} bytes with digest {found}, expected {blob.size} bytes")
 
-    def collect(self, keep: Collection[str]) -> int:
-        """Remove every file, whole or in progress, whose digest is not kept; return how many bytes that freed.
+    def used(self, blob: Blob) -> None:
+        """Remember that a file was used now; by the host's clock, so only an order, and one that may be wrong."""
+        with suppress(OSError):  # gone, or on a disk that takes no writes
+            os.utime(self.path(blob.digest))
 
-        A file that cannot be removed is left for the next time.
+    def collect(self, keep: Collection[str], most_bytes: int = 0, drop: Collection[str] = ()) -> int:
+        """Remove files whose digest need not be kept until all take at most so many bytes; return how many that freed.
+
+        The longest unused go first; downloads in progress, and files to be dropped, go in any case. A file that cannot
+        be removed is left for the next time.
         """
         names = {digest.removeprefix("sha256:") for digest in keep}
-        freed = 0
-        for folder in (self._whole, self._partial):
-            try:
-                found = sorted(folder.iterdir())
-            except OSError as exc:
-                logger.warning("%s cannot be read: %s", folder, exc)
-                continue
-            freed += sum(_remove(path) for path in found if path.name not in names)
+        useless = {digest.removeprefix("sha256:") for digest in drop} - names
+        freed = sum(_remove(path) for path, _ in self._found(self._partial) if path.name not in names)
+        freed += sum(_remove(path) for path, _ in self._found(self._whole) if path.name in useless)
+        kept = sum(stat.st_size for _, stat in self._found(self._partial))
+        found = self._found(self._whole)
+        over = kept + sum(stat.st_size for _, stat in found) - most_bytes
+        for path, _ in sorted(found, key=_last_use):
+            if over <= 0:
+                break
+            if path.name not in names:
+                gone = _remove(path)
+                freed, over = freed + gone, over - gone
         return freed
+
+    def _found(self, folder: Path) -> list[tuple[Path, os.stat_result]]:
+        found = []
+        try:
+            for path in sorted(folder.iterdir()):
+                with suppress(FileNotFoundError):  # a download that was finished at this moment
+                    found.append((path, path.lstat()))
+        except OSError as exc:
+            logger.warning("%s cannot be read: %s", folder, exc)
+        return found
+
+
+def _last_use(found: tuple[Path, os.stat_result]) -> int:
+    return found[1].st_mtime_ns
 
 
 def _remove(path: Path) -> int:

@@ -108,6 +108,7 @@ def _wanted(settings: Settings, slots: int) -> Wanted:
         cpu_percent=settings.budget.cpu_percent,
         slots=slots,
         folders=(settings.state_dir, *sink),
+        workers=settings.workers.processes,
     )
 
 

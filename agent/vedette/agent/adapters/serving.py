@@ -98,6 +98,7 @@ class ServingSettings:
     drain_s: float = 30.0  # for requests of a build that was replaced
     settle_s: float = 30.0  # a request waits so long for a fallen build's successor
     spare: bool = True  # a warm process that workers are forked from
+    disk_bytes: int = 4 * 1024**3  # of all models; those in no slot are kept while they fit
     reserve_bytes: int = 16 * 1024 * 1024  # of disk left free by downloads, for the state
 
 
@@ -422,6 +423,7 @@ class Serving:
             reason = f"the release given is {release.digest}, the assignment names {target.release}"
         if reason is not None:
             raise self._failed(slot, InstallFailed(InstallCode.MODEL_REFUSED, reason, blames_build=False))
+        self._make_room(slot, release, target)
         for blob in _needed(release, target):
             try:
                 await self._fetch_blob(blob, fetch)
@@ -432,6 +434,20 @@ class Serving:
                 slot.record = replace(slot.record, reason=str(exc))
                 raise
         self._store(slot, advance(slot.record, Event.FETCHED))
+
+    def _make_room(self, slot: _Slot, release: Release, target: SlotAssignment) -> None:
+        """Let builds of the past go until a candidate fits the budget beside what is in use."""
+        in_use = self._in_use()
+        if in_use is None:
+            return  # what is not known to be superfluous stays
+        sizes = in_use | {blob.digest: blob.size for blob in _needed(release, target)}
+        wanted, most = sum(sizes.values()), self._settings.disk_bytes
+        if wanted > most:
+            text = f"the builds in use and this one take {wanted} bytes, limit {most} (budget.disk)"
+            slot.record = replace(slot.record, reason=f"{InstallCode.DISK_FULL}: {text}")
+            raise InstallFailed(InstallCode.DISK_FULL, text)
+        missing = sum(blob.size - self.blobs.bytes_done(blob) for blob in _needed(release, target))
+        self.blobs.collect(sizes, most - missing)
 
     async def _fetch_blob(self, blob: Blob, fetch: Fetch) -> None:
         if await self._is_whole(blob):
@@ -462,8 +478,8 @@ class Serving:
         except OSError as exc:
             raise InstallFailed(InstallCode.STATE_FAILED, f"{folder}: {exc.strerror}") from exc
         free, wanted = disk.f_bavail * disk.f_frsize, blob.size - self.blobs.bytes_done(blob)
-        if free < wanted + reserve and self._state.is_anew:
-            free += self._collect()  # what was kept in case it is still wanted stands in the way of what is
+        if free < wanted + reserve:
+            free += self._collect(0)  # what was kept in case it is wanted again stands in the way of what is
         if free < wanted + reserve:
             text = f"{folder} has {free} bytes free; {wanted} are to come and {reserve} stay reserved"
             raise InstallFailed(InstallCode.DISK_FULL, text)
@@ -577,6 +593,8 @@ class Serving:
             finally:
                 os.close(model)
 
+        for blob in _needed(release, build):
+            self.blobs.used(blob)
         runner = Runner(plan, settings, spawn)
         try:
             await runner.start()
@@ -698,22 +716,29 @@ class Serving:
     # Housekeeping
 
     def collect_garbage(self) -> int:
-        """Remove files that no slot's active, previous or candidate build needs; return the bytes freed.
+        """Remove files that no slot's active, previous or candidate build needs, over the budget; return bytes freed.
 
         After a loss of the state all are kept until an assignment is applied: the same builds come again, and are not
         fetched again.
         """
-        return 0 if self._state.is_anew else self._collect()
+        return 0 if self._state.is_anew else self._collect(self._settings.disk_bytes)
 
-    def _collect(self) -> int:
+    def _collect(self, most_bytes: int) -> int:
+        in_use = self._in_use()
+        if in_use is None:
+            return 0
+        builds = {build.release for slot in self._slots.values() for build in slot.record.named}
+        self._releases = {digest: self._releases[digest] for digest in builds}
+        return self.blobs.collect(in_use, most_bytes, drop=self._quarantine)
+
+    def _in_use(self) -> dict[str, int] | None:
+        """Return the sizes of the files that slots need, by digest; None when that cannot be known."""
         builds = [build for slot in self._slots.values() for build in slot.record.named]
         try:
-            keep = {blob.digest for build in builds for blob in _needed(self._release(build.release), build)}
+            return {blob.digest: blob.size for build in builds for blob in _needed(self._release(build.release), build)}
         except InstallFailed as exc:
             logger.warning("files are kept: %s", exc, extra=fields(code=exc.code))
-            return 0
-        self._releases = {digest: self._releases[digest] for digest in {build.release for build in builds}}
-        return self.blobs.collect(keep)
+            return None
 
     def statuses(self) -> tuple[SlotStatus, ...]:
         """Return how every slot stands that has, or failed to get, a build; at most MAX_SLOTS, serving first."""

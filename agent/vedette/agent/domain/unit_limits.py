@@ -55,6 +55,7 @@ class Wanted:
         cpu_percent: Of the whole agent, 100 is one core.
         slots: How many models are to serve at once.
         folders: Where the agent writes.
+        workers: Of each model.
     """
 
     memory_bytes: int
@@ -62,6 +63,7 @@ class Wanted:
     cpu_percent: int
     slots: int
     folders: tuple[PurePath, ...]
+    workers: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,9 +96,10 @@ def unit_limits(wanted: Wanted, *, host_memory_bytes: int, host_cores: int) -> U
         BudgetTooLarge: The host has less than that.
         FolderUnusable: A folder cannot be opened for the unit.
     """
-    memory_max = MAIN_BYTES + wanted.queue_bytes + (wanted.slots + 1) * wanted.memory_bytes
+    workers = (wanted.slots + 1) * wanted.workers
+    memory_max = MAIN_BYTES + wanted.queue_bytes + workers * wanted.memory_bytes
     if memory_max > host_memory_bytes:
-        most = (host_memory_bytes - MAIN_BYTES - wanted.queue_bytes) // (wanted.slots + 1) // MIB
+        most = (host_memory_bytes - MAIN_BYTES - wanted.queue_bytes) // workers // MIB
         raise BudgetTooLarge(
             f"budget.memory of {wanted.memory_bytes // MIB} MiB does not fit this host",
             f"{wanted.slots} models, one in test and the main process may take {memory_max // MIB} MiB, "
