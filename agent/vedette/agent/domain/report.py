@@ -131,7 +131,7 @@ def models_text(report: Report, columns: int = 100) -> str:
         shown = [name for name in _COLUMNS if name not in left_out]
     table = [_joined({name: name for name in shown}, rows, shown), *(_joined(row, rows, shown) for row in rows)]
     if left_out:
-        table.append(f"Not shown in {columns} columns: {', '.join(left_out)}")
+        table += _wrapped(f"Not shown in {columns} columns: {', '.join(left_out)}", columns, indent=10)
     return (
         "\n".join([*table, *_quarantine_lines(report), *(line for slot in slots for line in _slot_notes(slot))]) + "\n"
     )
