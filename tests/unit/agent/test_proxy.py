@@ -259,6 +259,17 @@ async def test_a_proxy_that_is_not_there_or_has_no_name_is_a_condition(
             assert bench.codes == ["proxy-unreachable"]
 
 
+async def test_a_proxy_that_takes_the_request_and_says_nothing_is_left(
+    controller: FakeController, proxy: ConnectProxy, agent_key: bytes
+) -> None:
+    proxy.is_mute = True
+    async with running(Bench(identity_for(controller, agent_key), 0.2, through(proxy))) as bench:
+        await bench.until_waits(1)
+        (condition,) = bench.conditions.current()
+        assert condition.code == "proxy-unreachable"
+        assert "neither it nor the controller answered in 0.2 s" in condition.text
+
+
 async def test_a_proxy_that_dies_in_the_middle_costs_a_session_and_no_more(
     controller: FakeController, proxy: ConnectProxy, agent_key: bytes
 ) -> None:

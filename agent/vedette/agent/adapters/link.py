@@ -23,6 +23,7 @@ from vedette.agent.adapters.channels import (
     BULK_OPTIONS,
     OPTIONS,
     ControllerUnreachable,
+    ProxyUnreachable,
     call_error,
     credentials,
     way,
@@ -215,8 +216,7 @@ class Link:
                 await _write(call, desk.hello())
                 message = await call.read()
         except TimeoutError as exc:
-            why = f"it took the connection and did not answer in {self._welcome_timeout_s:g} s"
-            raise ControllerUnreachable(f"no answer from the controller at {address}", why, _TRIED_AGAIN) from exc
+            raise self._unanswered(address) from exc
         if message is grpc.aio.EOF:
             raise await _ending(call, address)
         word = controller_word_from_wire(message)
@@ -224,6 +224,13 @@ class Link:
             raise WireError(f"the first word is a {type(word).__name__}, a Welcome was due")
         desk.welcomed(word)
         return min(max(float(word.status_interval_s), _LEAST_INTERVAL_S), _MOST_INTERVAL_S)
+
+    def _unanswered(self, address: str) -> AdvisedError:
+        limit = f"in {self._welcome_timeout_s:g} s"
+        if (proxy := self._ways.proxy_to(address)) is not None:  # which of the two is silent is not to be told
+            return ProxyUnreachable.at(proxy.address, address, f"neither it nor the controller answered {limit}")
+        why = f"it took the connection and did not answer {limit}"
+        return ControllerUnreachable(f"no answer from the controller at {address}", why, _TRIED_AGAIN)
 
     def _up(self, address: str, bulk: grpc.aio.Channel) -> None:
         self.sessions += 1
