@@ -64,6 +64,7 @@ from vedette.agent.domain.slots import build_ref
 from vedette.agent.domain.standstill import Standstill
 from vedette.agent.domain.unit_limits import MAIN_BYTES
 from vedette.agent.domain.windows import Gauges, Windows
+from vedette.agent.rooms.host_metrics import build_host_source
 from vedette.agent.rooms.log_sources import build_log_sources
 from vedette.agent.rooms.serving import build_serving
 from vedette.agent.rooms.sinks import build_sinks
@@ -192,6 +193,8 @@ class Agent:
             emit_all=self._sinks.emits_all,
             evidence_per_s=settings.sink.evidence_per_s,
         )
+        sink = self._sinks if self._sinks.sinks else None
+        self._host = build_host_source(settings, self._serving, sink, self._windows, self._clock)
         self._logs = build_log_sources(settings, self._pipeline, self._conditions, self._clock)
         self._templates = TemplateFile(settings.state_dir / "templates.json", self._pipeline.decoder)
         self._usage = UsageMeter(lambda: self._serving.process_pids)
@@ -201,6 +204,7 @@ class Agent:
             pipeline=self._pipeline,
             collector=self._collector,
             logs=self._logs,
+            host=self._host,
             sinks=self._sinks,
             spool=self._spool,
             conditions=self._conditions,
@@ -314,6 +318,8 @@ class Agent:
             yield self._pipeline.gather(self._collector, self._has_datagrams, self._settings.netflow.batch_s)
             yield self._listen_again()
         yield from self._logs.tasks()
+        if self._host is not None:
+            yield self._host.run()
         yield self._pressure.run()
         yield self._close_windows()
         yield self._save_templates()

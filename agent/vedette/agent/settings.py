@@ -161,6 +161,12 @@ OPTIONS: tuple[Option, ...] = (
         'Zeek\'s conn.log, JSON or TSV, such as "/opt/zeek/logs/current/conn.log"; "" is off',
     ),
     Option(
+        "source.host.interval_s",
+        kinds.integer(most=86_400),
+        0,
+        "seconds between two rows of the appliance's own metrics for models that read them; 0 is off",
+    ),
+    Option(
         "inference.socket",
         kinds.text(),
         str(RUN_DIR / "inference.sock"),
@@ -551,6 +557,7 @@ class Settings:
     link: LinkSettings
     netflow: NetflowSettings
     logs: LogSettings
+    host_interval_s: int
     oip: OipSettings
     sink: JsonSinkSettings
     syslog: SyslogSettings | None
@@ -615,6 +622,7 @@ def settings_from(value: Mapping[str, Any]) -> Settings:
             eve_link_bytes=value["source.eve.link_bytes"],
             zeek=_optional_path(value["source.zeek.path"]),
         ),
+        host_interval_s=value["source.host.interval_s"],
         oip=_oip_from(value),
         sink=JsonSinkSettings(
             path=Path(sink_path) if sink_path else None,

@@ -23,14 +23,13 @@ from vedette.models.documents import (
     texts,
     time_text,
 )
-from vedette.models.schema import DTYPES, FeatureSchema
+from vedette.models.schema import DTYPES, KINDS, FeatureSchema
 
 RELEASE_TYPE = "application/vnd.vedette.release+json"
 MAX_BLOB_BYTES = 2 * 1024**3
 _FORMAT = 1
 _NAME = re.compile(r"[a-z0-9]([a-z0-9._-]{0,62}[a-z0-9])?")
 _DTYPES = frozenset({*DTYPES, "bytes"})  # bytes: strings
-_KINDS = ("flow", "tensor")
 
 
 def check_model_name(name: str) -> str:
@@ -108,7 +107,7 @@ class Release:
     model: str
     version: int
     created: datetime
-    kind: str  # flow | tensor
+    kind: str  # flow | host | tensor: who feeds it
     schema: FeatureSchema | None  # of a row of features; None where the tensors say all there is
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
@@ -124,8 +123,8 @@ class Release:
         check_model_name(self.model)
         if not 1 <= self.version <= 2**31:
             raise DocumentError(f"version of {self.model} is {self.version}, limits 1 and {2**31}")
-        if self.kind not in _KINDS:
-            raise DocumentError(f"{self.name} is of kind {self.kind[:20]!r}, known are {_KINDS}")
+        if self.kind not in KINDS:
+            raise DocumentError(f"{self.name} is of kind {self.kind[:20]!r}, known are {KINDS}")
         if not self.builds or not self.inputs or not self.outputs:
             raise DocumentError(
                 f"{self.name} has {len(self.builds)} builds, {len(self.inputs)} inputs and "

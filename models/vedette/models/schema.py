@@ -14,7 +14,8 @@ from vedette.models.documents import DocumentError, Fields, canonical_json, dige
 MAX_SCHEMA_BYTES = 1 << 20
 MAX_FEATURES = 4096
 MAX_TEXT = 1024
-KINDS = ("flow", "tensor")
+Kind = Literal["flow", "host", "tensor"]
+KINDS: tuple[Kind, ...] = ("flow", "host", "tensor")
 DTYPES = (
     "float32",
     "float64",
@@ -29,8 +30,6 @@ DTYPES = (
     "uint8",
     "bool",
 )
-
-Kind = Literal["flow", "tensor"]
 
 
 class SchemaError(DocumentError):
@@ -58,7 +57,8 @@ class Feature:
 
 @dataclass(frozen=True, slots=True)
 class FeatureSchema:
-    """The features of one row in their order; ``kind`` says who fills them: the flow extractor or the caller."""
+    """The features of one row in their order; ``kind`` says who fills them: the flow
+    extractor, the reader of host metrics, or the caller."""
 
     name: str
     features: tuple[Feature, ...]
@@ -142,10 +142,9 @@ def _feature(value: Any) -> Feature:
 
 
 def _kind(text: str) -> Kind:
-    if text == "flow":
-        return "flow"
-    if text == "tensor":
-        return "tensor"
+    for kind in KINDS:
+        if text == kind:
+            return kind
     raise SchemaError(f"schema kind is {text[:40]!r}, known: {', '.join(KINDS)}")
 
 

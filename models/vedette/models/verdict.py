@@ -1,5 +1,7 @@
 """Verdicts as JSON lines in the shape that flow log pipelines already read (Suricata's EVE).
 
+A verdict about a flow has ``flow``, one about the host itself ``host_metrics`` and no addresses.
+
 ``flow.start`` and ``flow.end`` are the exporter's times and never re-based; ``timestamp`` is the appliance's.
 """
 
@@ -83,6 +85,32 @@ def verdict_lines(
         ).encode()
         for place, (flow, verdict, score, is_flagged, exporter) in enumerate(rows)
     ]
+
+
+def host_verdict_line(
+    values: Mapping[str, float | None],
+    verdict: str,
+    score: float,
+    *,
+    is_flagged: bool,
+    by: ScoredBy,
+    evidence: Sequence[Evidence] | None,
+    now_ms: int,
+) -> bytes:
+    """Return one JSON line about the appliance itself, with its newline.
+
+    Args:
+        values: The row that was judged, by feature; None where a value is not known.
+        verdict: Its label, as the data names it.
+        score: Of the row.
+        is_flagged: Whether it is at or above the threshold.
+        by: Who gave the verdict.
+        evidence: Most important first; None when it was not asked for.
+        now_ms: The appliance's corrected clock, Unix milliseconds.
+    """
+    line = {"timestamp": time_text(now_ms), "event_type": "vedette", "host": by.host, "host_metrics": dict(values)}
+    line["vedette"] = _verdict(by, verdict, score, is_flagged, evidence)
+    return b"%s\n" % json.dumps(line, separators=(",", ":"), allow_nan=False).encode()
 
 
 def _line(flow: dict[str, Any], stamp: str, host: str, exporter: str) -> dict[str, Any]:

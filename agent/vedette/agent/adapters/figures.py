@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from vedette.agent.adapters.artifacts import Downloads
 from vedette.agent.adapters.collector import Collector
 from vedette.agent.adapters.exporter_figures import families_exporters
+from vedette.agent.adapters.host_metrics import HostSource
 from vedette.agent.adapters.link import Link, LinkState
 from vedette.agent.adapters.log_sources import LogSources, families_log_sources
 from vedette.agent.adapters.oip_counts import RequestCounts
@@ -35,6 +36,7 @@ class Figures:
         pipeline: FlowPipeline,
         collector: Collector | None,
         logs: LogSources,
+        host: HostSource | None,
         sinks: Fanout,
         spool: Spool,
         conditions: Conditions,
@@ -46,6 +48,7 @@ class Figures:
         self._pipeline = pipeline
         self._collector = collector
         self._logs = logs
+        self._host = host
         self._sinks = sinks
         self._spool = spool
         self._conditions = conditions
@@ -95,6 +98,10 @@ class Figures:
                 "datagrams": collected.datagrams,
                 "datagrams_dropped": collected.dropped_queue + collected.dropped_kernel,
             }
+        if self._host is not None:
+            done = self._host.counters
+            found |= {"host_rows": done.rows, "host_rows_scored": done.scored}
+            found |= {"host_rows_flagged": done.flagged, "host_rows_failed": done.failed}
         return found | self._logs.counters() | self._sinks.counters()
 
     def families(self) -> Iterator[Family]:
@@ -209,5 +216,9 @@ COUNTERS = {
     "requests_refused": "Requests of programs that got an error, whoever's it was.",
     "telemetry_batches_dropped": "Telemetry given up before it was sent.",
     "datagrams": "Datagrams received.",
+    "host_rows": "Rows of host metrics.",
+    "host_rows_scored": "Answers about them; a row counts once a slot.",
+    "host_rows_flagged": "Rows of host metrics at or above the threshold.",
+    "host_rows_failed": "Rows of host metrics that a model failed to answer.",
 }
 """What is said of each counter that is told by its plain name."""

@@ -27,13 +27,13 @@ def misfit(release: Release, build: Build | None, runtimes: Mapping[str, str]) -
         reason = unmet(condition, runtimes.get(name))
         if reason is not None:
             return f"build needs {name} {condition}, {reason}"
-    return _flow_misfit(release) if release.kind == "flow" else None
+    return None if release.kind == "tensor" else _row_misfit(release)
 
 
-def _flow_misfit(release: Release) -> str | None:
-    """Return where a flow release breaks the convention of flow models, or None."""
+def _row_misfit(release: Release) -> str | None:
+    """Return where a release that the agent itself feeds breaks the convention of such models, or None."""
     if release.schema is None:
-        return "a flow model needs a feature schema"
+        return f"a {release.kind} model needs a feature schema"
     width, labels = len(release.schema), len(release.labels)
     inputs = (TensorSpec("features", "float32", (-1, width)),)
     outputs = (
@@ -50,7 +50,7 @@ def _tensor_misfit(what: str, wanted: Sequence[TensorSpec], found: Sequence[Tens
         have = by_name.pop(spec.name, None)
         if have != spec:
             return f"{what} {spec.name!r} is {_words(have)}, the schema and labels need {_words(spec)}"
-    return f"{what}s {sorted(by_name)[:5]} are not of a flow model" if by_name and what == "input" else None
+    return f"{what}s {sorted(by_name)[:5]} are none that the agent feeds" if by_name and what == "input" else None
 
 
 def _words(spec: TensorSpec | None) -> str:

@@ -92,7 +92,8 @@ def status_text(report: Report, columns: int = 100) -> str:
         lines += textwrap.wrap(f"This is what is stored on disk. {start}", columns)
     counters = report["counters"]
     told = [_link_line(report["link"]), *_flow_lines(counters), *_exporter_lines(report.get("flows", {}))]
-    told += [*_request_lines(counters), *(_source_line(source) for source in report.get("sources", ()))]
+    told += [*_request_lines(counters), *_host_lines(counters)]
+    told += [_source_line(source) for source in report.get("sources", ())]
     told += [*_sink_lines(report.get("sinks", ())), *_spool_lines(report.get("spool", {}))]
     lines += [line for text in told for line in _wrapped(text, columns, indent=10)]
     lines += ["", models_text(report, columns).rstrip(), ""]
@@ -211,6 +212,13 @@ def _flow_lines(counters: Mapping[str, int | float]) -> Sequence[str]:
     if shed := counters.get("flows_shed", 0):
         parts.append(f"{shed:,} not scored under pressure ({shed / counters['flows']:.1%})")
     return (f"flows     {counters['flows']:,} {' · '.join(parts)}",)
+
+
+def _host_lines(counters: Mapping[str, int | float]) -> Sequence[str]:
+    if "host_rows" not in counters:
+        return ()
+    scored, flagged = counters["host_rows_scored"], counters["host_rows_flagged"]
+    return (f"host      {counters['host_rows']:,} rows of metrics · {scored:,} scored · {flagged:,} flagged",)
 
 
 def _source_line(source: Mapping[str, Any]) -> str:

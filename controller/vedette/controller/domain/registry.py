@@ -16,8 +16,10 @@ from typing import Any
 from vedette.controller.domain.errors import InvalidInput, Refused
 from vedette.controller.domain.model_gate import Port
 from vedette.models.documents import DocumentError
+from vedette.models.flows.features import FLOW_SCHEMA
+from vedette.models.host import HOST_SCHEMA
 from vedette.models.release import Blob, Build, Release, TensorSpec, Tolerance, check_model_name
-from vedette.models.schema import MAX_FEATURES, Feature, FeatureSchema
+from vedette.models.schema import KINDS, MAX_FEATURES, Feature, FeatureSchema, Kind
 from vedette.wire import views
 
 ONNX_FP32 = "onnx-fp32"
@@ -27,7 +29,10 @@ REQUIRES = {"onnxruntime": ">=1.32"}
 EXACT = Tolerance(absolute=1e-5, relative=1e-4)
 """For the same float32 graph on another processor: its kernels add in another order."""
 
-FLOW_INPUT, SCORE, LABEL, PROBABILITIES = "features", "score", "label", "probabilities"
+ROW_INPUT, SCORE, LABEL, PROBABILITIES = "features", "score", "label", "probabilities"
+
+ROW_SCHEMAS = {schema.kind: schema for schema in (FLOW_SCHEMA, HOST_SCHEMA)}
+"""What agents feed models with, by the kind of model."""
 
 _REFERENCE = re.compile(r"([a-z0-9._-]{1,64}):([1-9][0-9]{0,8})")
 _KIND_NOTE, _LABELS_NOTE, _THRESHOLD_NOTE = "vedette.kind", "vedette.labels", "vedette.threshold"
@@ -82,24 +87,25 @@ class Draft:
 
 
 @dataclass(frozen=True, slots=True)
-class FlowClaim:
-    """What a file says of itself when it wants to be a flow model."""
+class RowClaim:
+    """What a file says of itself when it wants rows that an agent makes."""
 
+    kind: Kind
     labels: tuple[str, ...]
     threshold: float
 
 
-def flow_claim(notes: Mapping[str, str]) -> FlowClaim | None:
+def row_claim(notes: Mapping[str, str]) -> RowClaim | None:
     """Return what the file's metadata claims, or None when it is a plain tensor model.
 
     Raises:
-        Refused: It claims a kind that does not exist, or to be a flow model without its labels or threshold.
+        Refused: It claims a kind that does not exist, or one that agents feed without its labels or threshold.
     """
     kind = notes.get(_KIND_NOTE, "tensor")
     if kind == "tensor":
         return None
-    if kind != "flow":
-        raise _unfit(f"its metadata says {_KIND_NOTE} = {kind[:40]!r}, known are flow and tensor")
+    if kind not in ROW_SCHEMAS:
+        raise _unfit(f"its metadata says {_KIND_NOTE} = {kind[:40]!r}, known are {', '.join(KINDS)}")
     try:
         labels = json.loads(notes.get(_LABELS_NOTE, "null"))
         threshold = float(notes.get(_THRESHOLD_NOTE, "absent"))
@@ -109,7 +115,7 @@ def flow_claim(notes: Mapping[str, str]) -> FlowClaim | None:
         raise _unfit(f"{_LABELS_NOTE} is not a list of 2 to {_MAX_LABELS} different texts of 1 to 128 characters")
     if not 0.0 <= threshold <= 1.0:
         raise _unfit(f"{_THRESHOLD_NOTE} is {threshold}, allowed 0 to 1")
-    return FlowClaim(tuple(labels), threshold)
+    return RowClaim(ROW_SCHEMAS[kind].kind, tuple(labels), threshold)
 
 
 def _all_names(labels: list[Any]) -> bool:
@@ -119,19 +125,19 @@ def _all_names(labels: list[Any]) -> bool:
 
 
 def _unfit(why: str) -> Refused:
-    remedy = "docs/models.md says what a flow model reads and answers"
-    return Refused("model-does-not-fit", "the model does not fit the flow schema", why, remedy)
+    remedy = "docs/models.md says what models of flows and of hosts read and answer"
+    return Refused("model-does-not-fit", "the model does not fit the schema of its rows", why, remedy)
 
 
-def check_flow_fit(
+def check_row_fit(
     inputs: Sequence[Port], outputs: Sequence[Port], labels: Sequence[str], schema: FeatureSchema
 ) -> None:
-    """Judge whether tensors are those of a flow model: what the agent feeds it and what it must answer.
+    """Judge whether tensors are those of a model that agents feed: what it is given and what it must answer.
 
     Raises:
         Refused: One is absent, or of another type or shape; names what was found and what is expected.
     """
-    wanted_in = {FLOW_INPUT: ("float32", (-1, len(schema)))}
+    wanted_in = {ROW_INPUT: ("float32", (-1, len(schema)))}
     wanted_out = {SCORE: ("float32", (-1,)), LABEL: ("int64", (-1,)), PROBABILITIES: ("float32", (-1, len(labels)))}
     for what, ports, wanted in (("input", inputs, wanted_in), ("output", outputs, wanted_out)):
         found = {port.name: (port.dtype, port.shape) for port in ports}
@@ -141,7 +147,7 @@ def check_flow_fit(
                 raise _unfit(f"{what} {name!r} is {have}, expected {dtype}{list(shape)} (schema {schema.name})")
         strange = sorted(set(found) - set(wanted))
         if strange:
-            raise _unfit(f"{what} {strange[0][:80]!r} is none of a flow model's: {', '.join(wanted)}")
+            raise _unfit(f"{what} {strange[0][:80]!r} is none of a {schema.kind} model's: {', '.join(wanted)}")
 
 
 def specs(ports: Sequence[Port]) -> tuple[TensorSpec, ...]:

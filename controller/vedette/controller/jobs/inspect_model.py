@@ -11,9 +11,8 @@ from typing import Any
 
 from vedette.controller.domain.errors import Refused
 from vedette.controller.domain.model_gate import ModelRefused, check_size
-from vedette.controller.domain.registry import check_flow_fit, flow_claim
+from vedette.controller.domain.registry import ROW_SCHEMAS, check_row_fit, row_claim
 from vedette.controller.jobs import examine, harness
-from vedette.models.flows.features import FLOW_SCHEMA
 from vedette.models.golden import Golden
 
 MODEL_FILE, GOLDEN_FILE = "model.onnx", "golden.bin"
@@ -26,9 +25,9 @@ def main(job: harness.Job) -> dict[str, Any]:
         check_size(path.stat().st_size)
         job.progress(0.1, "examining")
         examined = examine.examine(path.read_bytes())
-        claim = flow_claim(examined.notes)
+        claim = row_claim(examined.notes)
         if claim is not None:
-            check_flow_fit(examined.inputs, examined.outputs, claim.labels, FLOW_SCHEMA)
+            check_row_fit(examined.inputs, examined.outputs, claim.labels, ROW_SCHEMAS[claim.kind])
         job.progress(0.6, "making golden rows")
         golden = Golden(*examine.golden_rows(examined.data, examined.inputs))
     except ModelRefused as exc:
@@ -39,7 +38,7 @@ def main(job: harness.Job) -> dict[str, Any]:
         "inputs": [[port.name, port.dtype, port.shape] for port in examined.inputs],
         "outputs": [[port.name, port.dtype, port.shape] for port in examined.outputs],
         "repaired": list(examined.repaired),
-        "flow": {"labels": claim.labels, "threshold": claim.threshold} if claim else None,
+        "rows": {"kind": claim.kind, "labels": claim.labels, "threshold": claim.threshold} if claim else None,
     }
 
 

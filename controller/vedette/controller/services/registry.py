@@ -16,7 +16,6 @@ from vedette.controller.domain.model_gate import GateLimits, Port
 from vedette.controller.domain.registry import Draft
 from vedette.controller.services.datasets import safe_file_name
 from vedette.controller.services.workshop import Pieces, Workshop
-from vedette.models.flows.features import FLOW_SCHEMA
 from vedette.models.release import Build
 from vedette.wire.systemd import fields
 from vedette.wire.views import Version
@@ -92,18 +91,18 @@ class RegistryService:
                 asyncio.to_thread(self._shop.blobs.put_file, folder / "golden.bin"),
             )
         inputs, outputs = ports(said["inputs"]), ports(said["outputs"])
-        flow = said["flow"]
+        rows = said["rows"]
         lineage = {"origin": "upload", "file": name, "file_digest": digest}
         if said["repaired"]:
             lineage["repaired_outputs"] = ", ".join(said["repaired"])[:200]
         draft = Draft(
             model=model,
-            kind="flow" if flow else "tensor",
-            schema=FLOW_SCHEMA if flow else registry.tensor_schema(model, inputs),
+            kind=rows["kind"] if rows else "tensor",
+            schema=registry.ROW_SCHEMAS[rows["kind"]] if rows else registry.tensor_schema(model, inputs),
             inputs=registry.specs(inputs),
             outputs=registry.specs(outputs),
-            labels=tuple(flow["labels"]) if flow else (),
-            threshold=flow["threshold"] if flow else 0.0,
+            labels=tuple(rows["labels"]) if rows else (),
+            threshold=rows["threshold"] if rows else 0.0,
             builds=(Build(registry.ONNX_FP32, build, registry.EXACT, registry.REQUIRES),),
             golden=golden,
             lineage=lineage,

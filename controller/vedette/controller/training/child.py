@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from vedette.controller.domain.model_gate import ModelRefused
-from vedette.controller.domain.registry import EXACT, check_flow_fit
+from vedette.controller.domain.registry import EXACT, check_row_fit
 from vedette.controller.jobs import examine, harness
 from vedette.controller.jobs.inspect_model import GOLDEN_FILE, MODEL_FILE, refused
 from vedette.controller.training import rows
@@ -97,8 +97,8 @@ def _examine(data: bytes, result: TrainingResult, schema: FeatureSchema) -> exam
         examined = examine.examine(data)
     except ModelRefused as exc:
         raise refused(exc) from exc
-    if schema.kind == "flow":
-        check_flow_fit(examined.inputs, examined.outputs, result.classes, schema)
+    if schema.kind != "tensor":
+        check_row_fit(examined.inputs, examined.outputs, result.classes, schema)
     return examined
 
 
