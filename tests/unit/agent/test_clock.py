@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 
+import pytest
+
 from tests.support.clock import NOON, FakeClock
-from vedette.agent.domain.clock import TrustedClock
+from vedette.agent.domain.clock import EARLIEST, TrustedClock
+
+LONG_AGO = EARLIEST - timedelta(days=365)
 
 
-def test_time_is_never_before_the_floor_when_the_appliance_boots_in_1970() -> None:
-    trusted = TrustedClock(FakeClock(datetime(1970, 1, 1, tzinfo=UTC)), floor=NOON)
-    assert trusted.now() == NOON
+@pytest.mark.parametrize("wrong", [datetime(1970, 1, 1, tzinfo=UTC), datetime(2000, 1, 1, tzinfo=UTC), LONG_AGO])
+def test_time_is_never_before_the_floor_when_the_appliance_boots_long_before_it_was_built(wrong: datetime) -> None:
+    trusted = TrustedClock(FakeClock(wrong), floor=NOON)
+    assert trusted.now() == trusted.floor_now() == NOON
 
 
 async def test_the_floor_moves_with_uptime() -> None:
