@@ -387,7 +387,7 @@ OPTIONS: tuple[Option, ...] = (
         "telemetry.spool",
         kinds.size(least=64 * 1024, most=64 * 1024 * MIB),
         64 * MIB,
-        "disk for telemetry that waits for the controller; beyond it the oldest is dropped and reported as a gap",
+        "disk for telemetry that waits for the controller; beyond it windows are merged, to hours, then to days",
     ),
     Option(
         "budget.memory",

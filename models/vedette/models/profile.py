@@ -15,6 +15,7 @@ from __future__ import annotations
 import struct
 import zlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -309,11 +310,7 @@ class DataProfile:
 
     def encode(self) -> bytes:
         """Return the counts as they travel: head, then the counts in the narrowest whole numbers, deflated."""
-        largest = int(self.counts.max())
-        width = next(place for place, kind in enumerate(_WIDTHS) if largest < 256**kind.itemsize)
-        digest = bytes.fromhex(self.reference.digest.removeprefix("sha256:"))
-        head = _HEAD.pack(_MAGIC, digest, self.rows, self.flagged, len(self.reference.columns), width)
-        return head + zlib.compress(self.counts.astype(_WIDTHS[width]).tobytes(), 6)
+        return ProfileCounts(self.reference.digest, self.rows, self.flagged, self.counts).encode()
 
     @classmethod
     def decode(cls, data: bytes, reference: ReferenceProfile) -> DataProfile:
@@ -322,9 +319,38 @@ class DataProfile:
         Raises:
             ProfileError: Too large, malformed, of another reference, or its counts do not add up to its rows.
         """
+        found = ProfileCounts.decode(data)
+        if found.reference != reference.digest or len(found.counts) != len(reference.columns):
+            raise ProfileError(f"profile is of reference {found.reference[:19]}, not of {reference.digest[:19]}")
+        profile = cls(reference)
+        profile.counts, profile.rows, profile.flagged = found.counts, found.rows, found.flagged
+        return profile
+
+
+@dataclass(slots=True)
+class ProfileCounts:
+    """A data profile without its reference at hand: enough to store it, to send it and to add others to it.
+
+    Attributes:
+        reference: Digest of the reference profile whose bins these are.
+        rows: Flagged ones included.
+        flagged: Of these.
+        counts: Of the rows that were not flagged, shape (columns, BINS).
+    """
+
+    reference: str
+    rows: int
+    flagged: int
+    counts: CountArray
+
+    @classmethod
+    def decode(cls, data: bytes) -> ProfileCounts:
+        """Return the counts that travelled.
+
+        Raises:
+            ProfileError: Too large, malformed, or the counts do not add up to the rows.
+        """
         digest, rows, flagged, columns, width = _read_head(data)
-        if digest != reference.digest or columns != len(reference.columns):
-            raise ProfileError(f"profile is of reference {digest[:19]}, not of {reference.digest[:19]}")
         size = columns * BINS * _WIDTHS[width].itemsize
         inflate = zlib.decompressobj()
         try:
@@ -333,12 +359,31 @@ class DataProfile:
             raise ProfileError(f"profile's counts are not deflated data: {exc}") from exc
         if len(raw) != size or not inflate.eof or inflate.unused_data:
             raise ProfileError(f"profile's counts are not one deflated block of {size} bytes")
-        profile = cls(reference)
-        profile.counts = np.frombuffer(raw, _WIDTHS[width]).reshape(columns, BINS).astype(np.uint64)
-        profile.rows, profile.flagged = rows, flagged
-        if flagged > rows or (profile.counts.sum(axis=1) != rows - flagged).any():
+        counts = np.frombuffer(raw, _WIDTHS[width]).reshape(columns, BINS).astype(np.uint64)
+        if flagged > rows or (counts.sum(axis=1) != rows - flagged).any():
             raise ProfileError(f"profile of {rows} rows, {flagged} flagged, has counts that do not add up to its rows")
-        return profile
+        return cls(digest, rows, flagged, counts)
+
+    def merge(self, other: ProfileCounts) -> None:
+        """Add the counts of another profile of the same reference; order and grouping do not matter.
+
+        Raises:
+            ProfileError: The other counts in the bins of another reference.
+        """
+        if other.reference != self.reference or other.counts.shape != self.counts.shape:
+            ours, theirs = self.reference[:19], other.reference[:19]
+            raise ProfileError(f"profile of reference {theirs} cannot be added to one of {ours}")
+        self.counts = self.counts + other.counts
+        self.rows += other.rows
+        self.flagged += other.flagged
+
+    def encode(self) -> bytes:
+        """Return the counts as they travel."""
+        largest = int(self.counts.max())
+        width = next(place for place, kind in enumerate(_WIDTHS) if largest < 256**kind.itemsize)
+        digest = bytes.fromhex(self.reference.removeprefix("sha256:"))
+        head = _HEAD.pack(_MAGIC, digest, self.rows, self.flagged, len(self.counts), width)
+        return head + zlib.compress(self.counts.astype(_WIDTHS[width]).tobytes(), 6)
 
 
 def reference_of(data: bytes) -> str:

@@ -15,6 +15,9 @@ MAX_SLOTS = 16
 MAX_WINDOWS_PER_BATCH = 64
 """Telemetry windows in one batch."""
 
+MAX_GAPS_PER_BATCH = 64
+"""Gaps that one batch tells."""
+
 MAX_PROFILE_BYTES = 256 * 1024
 """Of one encoded data profile; 75 features of 32 bins take about 20 kB."""
 

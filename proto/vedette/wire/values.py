@@ -13,7 +13,13 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Annotated
 
-from vedette.wire.limits import MAX_DOCUMENT_BYTES, MAX_PROFILE_BYTES, MAX_SLOTS, MAX_WINDOWS_PER_BATCH
+from vedette.wire.limits import (
+    MAX_DOCUMENT_BYTES,
+    MAX_GAPS_PER_BATCH,
+    MAX_PROFILE_BYTES,
+    MAX_SLOTS,
+    MAX_WINDOWS_PER_BATCH,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,7 +225,13 @@ class TelemetryBatch:
     boot_epoch: int = 0
     sequence: int = 0  # from 1 without holes within a boot epoch; dropped ones are named in `gaps`
     windows: Annotated[tuple[Window, ...], Limit(MAX_WINDOWS_PER_BATCH)] = ()
-    gaps: Annotated[tuple[Gap, ...], Limit(64)] = ()
+    gaps: Annotated[tuple[Gap, ...], Limit(MAX_GAPS_PER_BATCH)] = ()
+    first_sequence: int = 0  # of all that were merged into this one; 0: it was made as it is
+
+    @property
+    def first(self) -> int:
+        """The first sequence that this batch stands for."""
+        return self.first_sequence or self.sequence
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -151,3 +151,44 @@ def test_what_is_kept_for_a_pulse_is_bounded_and_small():
     kept = recent(crowd)
     assert len(kept) == MAX_RECENT
     assert all(not made.profile and not made.counters and not made.verdicts for made in kept)
+
+
+def merged_batch(first: int, last: int, *windows: Window) -> TelemetryBatch:
+    return TelemetryBatch(boot_epoch=1, first_sequence=first, sequence=last, windows=windows)
+
+
+def test_a_merged_batch_stands_for_all_its_sequences_and_reads_as_no_loss():
+    admission = admit(((1, 4),), merged_batch(5, 1444, window()))
+    assert (admission.is_new, admission.counted, admission.lost) == (True, ((1, 1444),), ())
+    again = admit(admission.counted, merged_batch(5, 1444, window()))
+    assert (again.is_new, again.counted, again.lost) == (False, ((1, 1444),), ())
+    assert not admit(admission.counted, batch(700)).is_new
+
+
+def test_a_sum_of_which_a_part_was_counted_is_not_counted_and_told_as_lost():
+    admission = admit(((1, 7),), merged_batch(5, 10, window(rows=3), window(rows=4)))
+    assert not admission.is_new
+    assert admission.counted == ((1, 10),)
+    assert admission.lost == (Gap(first_sequence=5, last_sequence=10, rows=7, reason="merged with what was counted"),)
+    assert admit(admission.counted, merged_batch(5, 10)).lost == ()
+
+
+@given(st.lists(st.tuples(st.integers(1, 40), st.integers(0, 8)), max_size=40))
+def test_no_sequence_is_counted_twice_however_batches_were_merged(steps: list[tuple[int, int]]):
+    counted: tuple[Range, ...] = ()
+    new: list[int] = []
+    for last, width in steps:
+        first = max(1, last - width)
+        admission = admit(counted, merged_batch(first, last))
+        counted = admission.counted
+        new += range(first, last + 1) if admission.is_new else ()
+    assert len(new) == len(set(new))
+    assert set(new) <= members(counted)
+
+
+def test_the_pulse_of_windows_of_any_span_counts_no_second_twice():
+    own = Window(start=NOON, end=NOON + timedelta(hours=1))
+    half = timedelta(minutes=30)
+    work = replace(window(rows=3600), start=NOON + half, end=NOON + timedelta(hours=1))
+    early = replace(window(rows=3600, version=2), start=NOON, end=NOON + timedelta(minutes=40))
+    assert pulse([early, work, own]).rows_per_s == 2.0

@@ -90,6 +90,7 @@ class Figures:
             "verdicts_without_evidence": flows.verdicts_without_evidence,
             "requests_answered": self._requests.answered,
             "requests_refused": self._requests.refused,
+            "telemetry_batches_merged": self._spool.batches_merged,
             "telemetry_batches_dropped": self._spool.batches_dropped,
         }
         if self._collector is not None:
@@ -159,6 +160,7 @@ class Figures:
         ]
         yield Family("vedette_agent_condition", "gauge", "Conditions that hold.", conditions)
         yield single("vedette_agent_spool_bytes", "gauge", "Telemetry that waits.", self._spool.bytes_waiting)
+        yield from self._spooled()
         damaged = self._spool.times_damaged
         yield single(
             "vedette_agent_spool_damaged_total", "counter", "Spools begun anew, their telemetry lost.", damaged
@@ -188,6 +190,15 @@ class Figures:
             sent = self.reporter.bytes_sent
             yield single("vedette_agent_telemetry_sent_bytes_total", "counter", "Bytes of telemetry sent.", sent)
 
+    def _spooled(self) -> Iterator[Family]:
+        waiting = self._spool.waiting()
+        yield single("vedette_agent_spool_batches", "gauge", "Batches that wait.", waiting.batches)
+        text = "Batches that became part of one that waits."
+        yield single("vedette_agent_spool_merged_batches", "gauge", text, waiting.merged)
+        if waiting.oldest is not None:
+            oldest = waiting.oldest.timestamp()
+            yield single("vedette_agent_spool_oldest_timestamp_seconds", "gauge", "Start of its oldest window.", oldest)
+
     def _process(self) -> Iterator[Family]:
         yield from families_process()
         workers = len(self._serving.worker_pids)
@@ -214,6 +225,7 @@ COUNTERS = {
     "verdicts_without_evidence": "Flagged flows that were not explained.",
     "requests_answered": "Requests of programs that got an answer.",
     "requests_refused": "Requests of programs that got an error, whoever's it was.",
+    "telemetry_batches_merged": "Batches that became part of a longer one, with no count lost.",
     "telemetry_batches_dropped": "Telemetry given up before it was sent.",
     "datagrams": "Datagrams received.",
     "host_rows": "Rows of host metrics.",

@@ -1,8 +1,11 @@
 """What has still to be reported: durable, bounded in bytes, acknowledged batch by batch.
 
 Rules: a batch is named by (boot epoch, sequence) once and for ever, from 1 without holes within a boot epoch, so that
-the controller counts it exactly once however often it is sent. Over budget the oldest goes first and becomes a gap
-of the same name, so that the loss itself arrives; a batch that is being sent is left alone.
+the controller counts it exactly once however often it is sent. Over budget batches are merged: minutes to five minutes,
+to hours, to days; no count is lost by that. A merged batch has the last one's name and stands for all from its first
+sequence on. What was ever handed out to be sent is never merged, for it may have been counted: that is stored before it
+is handed out. When nothing merges any more, the oldest becomes a gap of the same name, so that the loss itself arrives;
+a batch that is being sent is left alone.
 
 It has a file of its own: a damaged one costs telemetry, never the agent's state, and is set aside; one that cannot be
 opened is tried again at every use, while the agent serves. Telemetry never takes a disk's last bytes: a batch for which
@@ -21,7 +24,8 @@ import logging
 import sqlite3
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass, replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from google.protobuf.message import DecodeError
@@ -30,6 +34,7 @@ from vedette.agent.adapters.blobs import storage_error
 from vedette.agent.adapters.images import is_refusal
 from vedette.agent.adapters.reserve import RESERVE_BYTES, Reserve, again_when_full, free_bytes, is_disk_full
 from vedette.agent.adapters.second_copy import kept_aside, set_aside
+from vedette.agent.domain.coarsening import Piece, merged, next_run
 from vedette.agent.domain.errors import DiskFull, StateError, StateReadOnly
 from vedette.wire.convert import BATCH
 from vedette.wire.errors import WireError
@@ -40,14 +45,38 @@ logger = logging.getLogger(__name__)
 
 MEMORY_BYTES = 4 * 1024 * 1024
 """Of all bodies together while they wait in memory: a day of windows of one model, at a minute each."""
+MERGED_BYTES = 2 * 1024 * 1024
+"""Of a merged batch at most: well within a message."""
+_WORTH = 15 / 16  # what gets no smaller stays as it is, for a gap would then cost more windows at once
+_MOST_MERGED = 288  # at once; a day of five minutes
 _SCHEMA = (
     "CREATE TABLE IF NOT EXISTS batches (boot_epoch INTEGER NOT NULL, sequence INTEGER NOT NULL,"
     " gap_from INTEGER, rows INTEGER NOT NULL, body BLOB NOT NULL, PRIMARY KEY (boot_epoch, sequence))"
 )
-_OLDEST = "SELECT boot_epoch, sequence, gap_from, rows, body FROM batches"
+_FREE, _ALONE, _SENT = 0, 1, 2
+"""How a batch is held: it may merge; it does not get smaller by it; it was handed out and may have been counted."""
+# Agents before these columns wrote rows that may have been sent: the defaults say so of their rows.
+_ADDED = {
+    "first_sequence": "INTEGER",  # of all that it stands for
+    "start": "INTEGER",  # of its first window, microseconds since 1970
+    "hold": f"INTEGER NOT NULL DEFAULT {_SENT}",
+}
+_INDEX = (  # of all that a choice needs, so that no body is read for it
+    "CREATE INDEX IF NOT EXISTS batches_by_name"
+    " ON batches (boot_epoch, sequence, hold, gap_from, first_sequence, start)"
+)
+_COLUMNS = "boot_epoch, sequence, gap_from, rows, body, first_sequence, start, hold"
+_OLDEST = f"SELECT {_COLUMNS} FROM batches"  # noqa: S608 - column names are ours
+_ONE = f"{_OLDEST} WHERE boot_epoch = ? AND sequence = ?"
 _NEXT_TO_GO = (
-    "SELECT boot_epoch, sequence, gap_from, rows, '' FROM batches WHERE (boot_epoch, sequence) != (?, ?)"
-    " ORDER BY gap_from IS NOT NULL, boot_epoch, sequence LIMIT 1"
+    f"{_OLDEST} WHERE (boot_epoch, sequence) != (?, ?) ORDER BY gap_from IS NOT NULL, boot_epoch, sequence LIMIT 1"
+)
+_MAY_MERGE = (
+    "SELECT boot_epoch, first_sequence, sequence, start FROM batches INDEXED BY batches_by_name"
+    " WHERE hold = 0 AND gap_from IS NULL ORDER BY boot_epoch, sequence"  # 0 is _FREE
+)
+_WAITING = (
+    "SELECT count(*), sum(coalesce(sequence - first_sequence, 0)), min(start) FROM batches INDEXED BY batches_by_name"
 )
 
 
@@ -58,6 +87,28 @@ class _Stored:
     gap_from: int | None  # first sequence of the gap that this batch has become; None while it is whole
     rows: int
     body: bytes
+    first_sequence: int | None = None  # of all that it stands for; None of an older agent's: itself
+    start: int | None = None  # of its first window, microseconds since 1970; None of an older agent's
+    hold: int = _FREE
+
+    @property
+    def first(self) -> int:
+        return self.gap_from or self.first_sequence or self.sequence
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """What waits.
+
+    Attributes:
+        batches: As they will be sent; gaps are some, too.
+        merged: Batches that became part of one of these.
+        oldest: Start of the oldest window; None when nothing waits, or nobody knows.
+    """
+
+    batches: int = 0
+    merged: int = 0
+    oldest: datetime | None = None
 
 
 class Spool:
@@ -78,7 +129,9 @@ class Spool:
         self._sequence = 0
         self._unstored: Gap | None = None
         self._sending: tuple[int, int] | None = None
+        self._unsure_from = (0, 0)  # names from here on may have been sent from memory
         self.batches_dropped = 0
+        self.batches_merged = 0  # each became part of a longer one
         self.times_damaged = 0
         self.reserve = Reserve(path)
         self._bytes = 0
@@ -129,11 +182,15 @@ class Spool:
         rows, body = sum(window.rows for window in windows), _encoded(batch)
         self._attach()
         try:
-            self._keep(_Stored(self._boot_epoch, self._sequence, None, rows, body))
+            start = min((window.start for window in windows), default=None)
+            at = None if start is None else _microseconds(start)
+            hold = _ALONE if at is None else _FREE
+            self._keep(_Stored(self._boot_epoch, self._sequence, None, rows, body, self._sequence, at, hold))
         except (DiskFull, StateError):
             self._lose(rows)
             raise
         self._unstored = None
+        self._shrink()
 
     def _keep(self, stored: _Stored) -> None:
         """Store a batch, in memory where the disk takes no writes."""
@@ -147,12 +204,23 @@ class Spool:
         except StateReadOnly as exc:
             logger.warning("%s; telemetry waits in memory", exc)
             self._detach()
+            self._unsure_from = (stored.boot_epoch, stored.sequence)
             self._add(stored)
 
     def _add(self, stored: _Stored) -> None:
         with self._transaction() as connection:
             self._put(connection, stored)
-            self._trim(connection)
+
+    def _shrink(self) -> None:
+        """Bring the spool within its budget: in a transaction of its own, for what failed is not known not to be done.
+
+        A batch that was stored and merged at once might be on the disk, merged, and in memory under its own name.
+        """
+        try:
+            with self._transaction() as connection:
+                self._trim(connection)
+        except (DiskFull, StateError) as exc:
+            logger.debug("the spool is over its budget until the next batch: %s", exc)
 
     @again_when_full
     def oldest(self) -> TelemetryBatch | None:
@@ -170,6 +238,7 @@ class Spool:
             if batch is None:  # a flipped bit: tell it as a gap
                 stored = self._drop(connection, stored, "damaged on disk")
                 batch = BATCH.from_wire(telemetry_pb2.TelemetryBatch.FromString(stored.body))
+            self._hold(connection, stored, _SENT)
         self._sending = (stored.boot_epoch, stored.sequence)
         return batch
 
@@ -183,9 +252,8 @@ class Spool:
     @again_when_full
     def refuse(self, boot_epoch: int, sequence: int, reason: str) -> None:
         """Give up a batch that the controller will never take: it becomes a gap; a refused gap is deleted."""
-        query = f"{_OLDEST} WHERE boot_epoch = ? AND sequence = ?"
         with self._transaction() as connection:
-            row = connection.execute(query, (boot_epoch, sequence)).fetchone()
+            row = connection.execute(_ONE, (boot_epoch, sequence)).fetchone()
             if row is not None and _Stored(*row).gap_from is None:
                 self._drop(connection, _Stored(*row), reason)
             elif row is not None:
@@ -230,9 +298,10 @@ class Spool:
         try:
             with self._transaction() as connection:
                 for stored in waiting:
-                    self._remove(connection, stored.boot_epoch, stored.sequence)
+                    self._remove(connection, stored.boot_epoch, stored.sequence, stored.first)  # a gap's may be whole
                     self._put(connection, stored)
-                self._trim(connection)
+                query = "UPDATE batches SET hold = ? WHERE (boot_epoch, sequence) >= (?, ?)"
+                connection.execute(query, (_SENT, *self._unsure_from))
         except (DiskFull, StateError) as exc:
             logger.debug("telemetry stays in memory: %s", exc)
             if self._connection is not None:
@@ -242,9 +311,18 @@ class Spool:
             memory.close()
             self._leave_shelter()
 
+    def waiting(self) -> Waiting:
+        """Return what waits; nothing when the file cannot be read now."""
+        with suppress(DiskFull, StateError), self._transaction() as connection:
+            batches, merged_away, oldest = connection.execute(_WAITING).fetchone()
+            return Waiting(batches, merged_away or 0, None if oldest is None else _time_at(oldest))
+        return Waiting()
+
     def _trim(self, connection: sqlite3.Connection) -> None:
-        """Turn the oldest whole batches into gaps until the budget holds; then the oldest gaps go."""
+        """Merge until the budget holds; else the oldest whole batches become gaps; then the oldest gaps go."""
         while self._bytes > (min(MEMORY_BYTES, self._budget_bytes) if self._is_detached else self._budget_bytes):
+            if self._coarsen(connection):
+                continue
             row = connection.execute(_NEXT_TO_GO, self._sending or (0, 0)).fetchone()
             if row is None:
                 return
@@ -254,34 +332,86 @@ class Spool:
             else:
                 self._remove(connection, stored.boot_epoch, stored.sequence)
 
+    def _coarsen(self, connection: sqlite3.Connection) -> bool:
+        """Make one batch of the neighbours that are due, or find out that they do not merge; False when none are."""
+        if self._is_detached:
+            return False
+        (newest,) = connection.execute("SELECT max(start) FROM batches INDEXED BY batches_by_name").fetchone()
+        run = next_run((Piece(*row) for row in connection.execute(_MAY_MERGE)), newest or 0)[:_MOST_MERGED]
+        if not run:
+            return False
+        parts = [self._one(connection, piece) for piece in run]
+        bodies = [_decoded(part) for part in parts]
+        for part, batch in zip(parts, bodies, strict=True):
+            if batch is None:
+                self._drop(connection, part, "damaged on disk")
+        if None in bodies:
+            return True
+        self._merge(connection, parts, [batch for batch in bodies if batch is not None])
+        return True
+
+    def _one(self, connection: sqlite3.Connection, piece: Piece) -> _Stored:
+        return _Stored(*connection.execute(_ONE, (piece.boot_epoch, piece.sequence)).fetchone())
+
+    def _merge(self, connection: sqlite3.Connection, parts: list[_Stored], batches: list[TelemetryBatch]) -> None:
+        """Replace neighbours by their sum; by those of their halves where that gains nothing or is too large."""
+        if len(parts) == 1:
+            self._hold(connection, parts[0], _ALONE)
+            return
+        last = parts[-1]
+        body = _encoded(merged(batches))
+        rows, start = sum(part.rows for part in parts), min(part.start or 0 for part in parts)
+        made = _Stored(last.boot_epoch, last.sequence, None, rows, body, parts[0].first, start)
+        before = sum(len(part.body) for part in parts)
+        if len(body) > min(MERGED_BYTES, before * _WORTH) or _decoded(made) is None:
+            half = len(parts) // 2
+            self._merge(connection, parts[:half], batches[:half])
+            self._merge(connection, parts[half:], batches[half:])
+            return
+        for part in parts:
+            self._remove(connection, part.boot_epoch, part.sequence)
+        self._put(connection, made)
+        self.batches_merged += len(parts) - 1
+
+    def _hold(self, connection: sqlite3.Connection, stored: _Stored, hold: int) -> None:
+        """Have a batch never be merged any more."""
+        if stored.hold < hold:
+            query = "UPDATE batches SET hold = ? WHERE boot_epoch = ? AND sequence = ?"
+            connection.execute(query, (hold, stored.boot_epoch, stored.sequence))
+
     def _drop(self, connection: sqlite3.Connection, stored: _Stored, reason: str) -> _Stored:
-        """Replace a batch by a gap of the same name, joined with the gap before it."""
-        self.batches_dropped += 1
-        first, rows = stored.sequence, stored.rows
+        """Replace a batch by a gap of the same name, joined with the gap before it.
+
+        A gap that may have arrived is not joined, nor is another to it: its rows would be told as lost twice.
+        """
+        self.batches_dropped += stored.sequence - stored.first + 1
+        first, rows = stored.first, stored.rows
         before = connection.execute(
-            "SELECT gap_from, rows FROM batches WHERE boot_epoch = ? AND sequence = ? AND gap_from IS NOT NULL",
-            (stored.boot_epoch, stored.sequence - 1),
+            "SELECT gap_from, rows FROM batches"
+            " WHERE boot_epoch = ? AND sequence = ? AND gap_from IS NOT NULL AND hold != ?",
+            (stored.boot_epoch, first - 1, _SENT),
         ).fetchone()
-        if before is not None and self._sending != (stored.boot_epoch, stored.sequence - 1):
+        if before is not None and stored.hold != _SENT:
+            self._remove(connection, stored.boot_epoch, first - 1)
             first, rows = before[0], rows + before[1]
-            self._remove(connection, stored.boot_epoch, stored.sequence - 1)
         gap = Gap(first_sequence=first, last_sequence=stored.sequence, rows=rows, reason=reason)
         batch = TelemetryBatch(boot_epoch=stored.boot_epoch, sequence=stored.sequence, gaps=(gap,))
-        made = _Stored(stored.boot_epoch, stored.sequence, first, rows, _encoded(batch))
+        made = replace(stored, gap_from=first, rows=rows, body=_encoded(batch), first_sequence=stored.sequence)
         self._remove(connection, stored.boot_epoch, stored.sequence)
         self._put(connection, made)
         return made
 
     def _put(self, connection: sqlite3.Connection, stored: _Stored) -> None:
-        values = (stored.boot_epoch, stored.sequence, stored.gap_from, stored.rows, stored.body)
         # The columns are named so that a file to which a newer agent added some is used, not taken for damaged.
-        query = "INSERT INTO batches (boot_epoch, sequence, gap_from, rows, body) VALUES (?, ?, ?, ?, ?)"
+        query = f"INSERT INTO batches ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?)"  # noqa: S608 - ours
+        values = astuple(stored)
         connection.execute(query, values)
         self._bytes += len(stored.body)
 
-    def _remove(self, connection: sqlite3.Connection, boot_epoch: int, sequence: int) -> None:
-        query = "DELETE FROM batches WHERE boot_epoch = ? AND sequence = ? RETURNING length(body)"
-        for (size,) in connection.execute(query, (boot_epoch, sequence)).fetchall():
+    def _remove(self, connection: sqlite3.Connection, boot_epoch: int, sequence: int, first: int | None = None) -> None:
+        """Delete a batch, or all from a first one to it."""
+        query = "DELETE FROM batches WHERE boot_epoch = ? AND sequence BETWEEN ? AND ? RETURNING length(body)"
+        for (size,) in connection.execute(query, (boot_epoch, first or sequence, sequence)).fetchall():
             self._bytes -= size
 
     def _lose(self, rows: int) -> None:
@@ -359,6 +489,10 @@ def _made(name: str) -> sqlite3.Connection:
         # Small, so that a log which only takes deletions fits into the reserve and is used again from its start.
         connection.execute("PRAGMA wal_autocheckpoint = 64")
         connection.execute(_SCHEMA)
+        there = {row[1] for row in connection.execute("PRAGMA table_info(batches)")}
+        for column in _ADDED.keys() - there:
+            connection.execute(f"ALTER TABLE batches ADD COLUMN {column} {_ADDED[column]}")
+        connection.execute(_INDEX)
     except sqlite3.Error:
         connection.close()
         raise
@@ -393,6 +527,17 @@ def _translated(exc: sqlite3.Error, path: Path) -> DiskFull | StateError:
     return kind(f"the spool {path} failed: {getattr(exc, 'sqlite_errorname', '')}: {exc}")
 
 
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+def _microseconds(at: datetime) -> int:
+    return (at - _EPOCH) // timedelta(microseconds=1)
+
+
+def _time_at(count: int) -> datetime:
+    return _EPOCH + timedelta(microseconds=count)
+
+
 def _encoded(batch: TelemetryBatch) -> bytes:
     return BATCH.to_wire(batch).SerializeToString()
 
@@ -406,7 +551,6 @@ def _decoded(stored: _Stored) -> TelemetryBatch | None:
 
 
 _MARKED_AT_ONCE = 16  # rows, some hundred kilobytes: the running agent's own writes wait for no more than that
-_SENT_MARK = 2
 
 
 @contextmanager
@@ -423,20 +567,17 @@ def handed_out(path: Path) -> Iterator[Callable[[], Iterator[bytes]]]:
     with _translating(path):
         connection = _made(str(path))
         try:
-            is_marked = "hold" in {row[1] for row in connection.execute("PRAGMA table_info(batches)")}
-            if is_marked:
-                _mark_all(connection)
+            _mark_all(connection)
             connection.execute("BEGIN")  # the first reading fixes what all of them see
-            only = f"WHERE hold = {_SENT_MARK}" if is_marked else ""
-            query = f"SELECT body FROM batches {only} ORDER BY boot_epoch, sequence"  # noqa: S608 - a number of ours
-            yield lambda: (body for (body,) in connection.execute(query))
+            query = "SELECT body FROM batches WHERE hold = ? ORDER BY boot_epoch, sequence"
+            yield lambda: (body for (body,) in connection.execute(query, (_SENT,)))
         finally:
             connection.close()
 
 
 def _mark_all(connection: sqlite3.Connection) -> None:
-    some = f"SELECT rowid FROM batches WHERE hold != {_SENT_MARK} LIMIT {_MARKED_AT_ONCE}"  # noqa: S608 - ours
-    while connection.execute(f"UPDATE batches SET hold = {_SENT_MARK} WHERE rowid IN ({some})").rowcount:  # noqa: S608
+    query = "UPDATE batches SET hold = ? WHERE rowid IN (SELECT rowid FROM batches WHERE hold != ? LIMIT ?)"
+    while connection.execute(query, (_SENT, _SENT, _MARKED_AT_ONCE)).rowcount:
         pass
 
 

@@ -1,7 +1,8 @@
 """Telemetry: which batches were counted, and what windows add up to.
 
 Rules: a batch is counted exactly once for each (agent, boot epoch, sequence); what was counted, or given up, is kept
-as ranges of sequences, a few numbers for years of reports. Windows merge by addition; percentiles come of merged
+as ranges of sequences, a few numbers for years of reports. A batch may stand for several sequences that its agent
+merged; none of them was sent before. Windows may be of any span and merge by addition; percentiles come of merged
 histograms, never of percentiles.
 """
 
@@ -10,7 +11,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 
 import numpy as np
@@ -43,7 +44,7 @@ class Admission:
     Attributes:
         is_new: The batch is to be counted.
         counted: Sequences counted or given up, disjoint, ascending, both ends inside.
-        lost: Gaps to keep: those the agent reports, and holes that were closed.
+        lost: Gaps to keep: those the agent reports, holes that were closed, and what was merged with what was counted.
     """
 
     is_new: bool
@@ -55,11 +56,27 @@ def admit(counted: Sequence[Range], batch: TelemetryBatch) -> Admission:
     """Decide whether a batch is counted, given what was counted before of its boot epoch."""
     if _has(counted, batch.sequence):
         return Admission(is_new=False, counted=tuple(counted))
+    own = (batch.first, batch.sequence)
+    if any(first <= own[1] and own[0] <= last for first, last in counted):
+        return _mixed(counted, batch)
     gaps = [gap for gap in batch.gaps if not _covers(counted, (gap.first_sequence, gap.last_sequence))]
     added = [(gap.first_sequence, gap.last_sequence) for gap in gaps]
-    merged = _merge([*counted, *added, (batch.sequence, batch.sequence)])
+    merged = _merge([*counted, *added, own])
     merged, holes = _close_oldest(merged)
     return Admission(is_new=True, counted=merged, lost=(*gaps, *holes))
+
+
+def _mixed(counted: Sequence[Range], batch: TelemetryBatch) -> Admission:
+    """Refuse to count twice: part of a merged batch was counted, and a sum cannot be taken apart.
+
+    No agent of ours merges what it may have sent; one whose disk was put back to an older copy would.
+    """
+    rows = sum(window.rows for window in batch.windows)
+    gap = Gap(
+        first_sequence=batch.first, last_sequence=batch.sequence, rows=rows, reason="merged with what was counted"
+    )
+    merged, holes = _close_oldest(_merge([*counted, (batch.first, batch.sequence)]))
+    return Admission(is_new=False, counted=merged, lost=(gap, *holes))
 
 
 def _has(ranges: Iterable[Range], sequence: int) -> bool:
@@ -99,6 +116,7 @@ def check_batch(batch: TelemetryBatch) -> None:
         InvalidInput: A number is outside its limits; the message names it, its value and the limit.
     """
     _check("sequence", batch.sequence, least=1)
+    _check("first_sequence", batch.first_sequence, most=batch.sequence)
     _check("boot_epoch", batch.boot_epoch, most=2**63 - 1)
     for gap in batch.gaps:
         _check("gaps.first_sequence", gap.first_sequence, least=1)
@@ -318,12 +336,19 @@ def pulse(windows: Sequence[Window]) -> Pulse:
     """
     latency = np.zeros(LATENCY_BINS, np.uint64)
     rows: Counter[str] = Counter()
-    spans: dict[datetime, float] = {}
     for window in windows:
         rows[window.slot] += window.rows
-        spans[window.start] = max((window.end - window.start).total_seconds(), 0.0)
         if window.latency_counts:
             latency += np.array(window.latency_counts, np.uint64)
-    length_s = sum(spans.values())
+    length_s = _covered_s(windows)
     rate = max(rows.values()) / length_s if length_s > 0 else 0.0
     return Pulse(rate, latency_percentile(latency, 0.5), latency_percentile(latency, 0.99))
+
+
+def _covered_s(windows: Sequence[Window]) -> float:
+    """Return how long some windows are together; what several cover counts once, however their spans overlap."""
+    covered_s, reached = 0.0, datetime.min.replace(tzinfo=UTC)
+    for start, end in sorted((window.start, window.end) for window in windows):
+        covered_s += max((end - max(start, reached)).total_seconds(), 0.0)
+        reached = max(reached, end)
+    return covered_s

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fvedette/wire/v1/telemetry.proto\x12\x0fvedette.wire.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\x84\x01\n\x0eTelemetryBatch\x12\x12\n\nboot_epoch\x18\x01 \x01(\x04\x12\x10\n\x08sequence\x18\x02 \x01(\x04\x12(\n\x07windows\x18\x03 \x03(\x0b\x32\x17.vedette.wire.v1.Window\x12\"\n\x04gaps\x18\x04 \x03(\x0b\x32\x14.vedette.wire.v1.Gap\"\x89\x04\n\x06Window\x12)\n\x05start\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\'\n\x03\x65nd\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0c\n\x04slot\x18\x03 \x01(\t\x12\r\n\x05model\x18\x04 \x01(\t\x12\x0f\n\x07version\x18\x05 \x01(\r\x12\r\n\x05\x62uild\x18\x06 \x01(\t\x12\x0c\n\x04rows\x18\x07 \x01(\x04\x12\x0f\n\x07\x66lagged\x18\x08 \x01(\x04\x12\x0e\n\x06\x65rrors\x18\t \x01(\x04\x12\x17\n\x0fworker_restarts\x18\n \x01(\x04\x12\x37\n\x08verdicts\x18\x0b \x03(\x0b\x32%.vedette.wire.v1.Window.VerdictsEntry\x12\x16\n\x0elatency_counts\x18\x0c \x03(\x04\x12\x0f\n\x07profile\x18\r \x01(\x0c\x12\x37\n\x08\x63ounters\x18\x0e \x03(\x0b\x32%.vedette.wire.v1.Window.CountersEntry\x12\x13\n\x0b\x63pu_seconds\x18\x0f \x01(\x01\x12\x14\n\x0cmemory_bytes\x18\x10 \x01(\x04\x1a/\n\rVerdictsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\x1a/\n\rCountersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\"R\n\x03Gap\x12\x16\n\x0e\x66irst_sequence\x18\x01 \x01(\x04\x12\x15\n\rlast_sequence\x18\x02 \x01(\x04\x12\x0c\n\x04rows\x18\x03 \x01(\x04\x12\x0e\n\x06reason\x18\x04 \x01(\t\"@\n\x18TelemetryAcknowledgement\x12\x12\n\nboot_epoch\x18\x01 \x01(\x04\x12\x10\n\x08sequence\x18\x02 \x01(\x04\x32\x61\n\tTelemetry\x12T\n\x06Report\x12\x1f.vedette.wire.v1.TelemetryBatch\x1a).vedette.wire.v1.TelemetryAcknowledgementb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fvedette/wire/v1/telemetry.proto\x12\x0fvedette.wire.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\x9c\x01\n\x0eTelemetryBatch\x12\x12\n\nboot_epoch\x18\x01 \x01(\x04\x12\x10\n\x08sequence\x18\x02 \x01(\x04\x12(\n\x07windows\x18\x03 \x03(\x0b\x32\x17.vedette.wire.v1.Window\x12\"\n\x04gaps\x18\x04 \x03(\x0b\x32\x14.vedette.wire.v1.Gap\x12\x16\n\x0e\x66irst_sequence\x18\x05 \x01(\x04\"\x89\x04\n\x06Window\x12)\n\x05start\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\'\n\x03\x65nd\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0c\n\x04slot\x18\x03 \x01(\t\x12\r\n\x05model\x18\x04 \x01(\t\x12\x0f\n\x07version\x18\x05 \x01(\r\x12\r\n\x05\x62uild\x18\x06 \x01(\t\x12\x0c\n\x04rows\x18\x07 \x01(\x04\x12\x0f\n\x07\x66lagged\x18\x08 \x01(\x04\x12\x0e\n\x06\x65rrors\x18\t \x01(\x04\x12\x17\n\x0fworker_restarts\x18\n \x01(\x04\x12\x37\n\x08verdicts\x18\x0b \x03(\x0b\x32%.vedette.wire.v1.Window.VerdictsEntry\x12\x16\n\x0elatency_counts\x18\x0c \x03(\x04\x12\x0f\n\x07profile\x18\r \x01(\x0c\x12\x37\n\x08\x63ounters\x18\x0e \x03(\x0b\x32%.vedette.wire.v1.Window.CountersEntry\x12\x13\n\x0b\x63pu_seconds\x18\x0f \x01(\x01\x12\x14\n\x0cmemory_bytes\x18\x10 \x01(\x04\x1a/\n\rVerdictsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\x1a/\n\rCountersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\"R\n\x03Gap\x12\x16\n\x0e\x66irst_sequence\x18\x01 \x01(\x04\x12\x15\n\rlast_sequence\x18\x02 \x01(\x04\x12\x0c\n\x04rows\x18\x03 \x01(\x04\x12\x0e\n\x06reason\x18\x04 \x01(\t\"@\n\x18TelemetryAcknowledgement\x12\x12\n\nboot_epoch\x18\x01 \x01(\x04\x12\x10\n\x08sequence\x18\x02 \x01(\x04\x32\x61\n\tTelemetry\x12T\n\x06Report\x12\x1f.vedette.wire.v1.TelemetryBatch\x1a).vedette.wire.v1.TelemetryAcknowledgementb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -37,17 +37,17 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_WINDOW_COUNTERSENTRY']._loaded_options = None
   _globals['_WINDOW_COUNTERSENTRY']._serialized_options = b'8\001'
   _globals['_TELEMETRYBATCH']._serialized_start=86
-  _globals['_TELEMETRYBATCH']._serialized_end=218
-  _globals['_WINDOW']._serialized_start=221
-  _globals['_WINDOW']._serialized_end=742
-  _globals['_WINDOW_VERDICTSENTRY']._serialized_start=646
-  _globals['_WINDOW_VERDICTSENTRY']._serialized_end=693
-  _globals['_WINDOW_COUNTERSENTRY']._serialized_start=695
-  _globals['_WINDOW_COUNTERSENTRY']._serialized_end=742
-  _globals['_GAP']._serialized_start=744
-  _globals['_GAP']._serialized_end=826
-  _globals['_TELEMETRYACKNOWLEDGEMENT']._serialized_start=828
-  _globals['_TELEMETRYACKNOWLEDGEMENT']._serialized_end=892
-  _globals['_TELEMETRY']._serialized_start=894
-  _globals['_TELEMETRY']._serialized_end=991
+  _globals['_TELEMETRYBATCH']._serialized_end=242
+  _globals['_WINDOW']._serialized_start=245
+  _globals['_WINDOW']._serialized_end=766
+  _globals['_WINDOW_VERDICTSENTRY']._serialized_start=670
+  _globals['_WINDOW_VERDICTSENTRY']._serialized_end=717
+  _globals['_WINDOW_COUNTERSENTRY']._serialized_start=719
+  _globals['_WINDOW_COUNTERSENTRY']._serialized_end=766
+  _globals['_GAP']._serialized_start=768
+  _globals['_GAP']._serialized_end=850
+  _globals['_TELEMETRYACKNOWLEDGEMENT']._serialized_start=852
+  _globals['_TELEMETRYACKNOWLEDGEMENT']._serialized_end=916
+  _globals['_TELEMETRY']._serialized_start=918
+  _globals['_TELEMETRY']._serialized_end=1015
 # @@protoc_insertion_point(module_scope)

@@ -27,9 +27,14 @@ class TelemetryBatch(_message.Message):
     SEQUENCE_FIELD_NUMBER: _builtins.int
     WINDOWS_FIELD_NUMBER: _builtins.int
     GAPS_FIELD_NUMBER: _builtins.int
+    FIRST_SEQUENCE_FIELD_NUMBER: _builtins.int
     boot_epoch: _builtins.int
     sequence: _builtins.int
     """from 1 without holes within a boot epoch; dropped ones are named in `gaps`"""
+    first_sequence: _builtins.int
+    """Over its budget an agent merges batches that it never sent: this one then stands for all sequences from here to its
+    own, which are never sent again; its windows are the sums of theirs. 0: for its own alone.
+    """
     @_builtins.property
     def windows(self) -> _containers.RepeatedCompositeFieldContainer[Global___Window]: ...
     @_builtins.property
@@ -41,10 +46,11 @@ class TelemetryBatch(_message.Message):
         sequence: _builtins.int = ...,
         windows: _abc.Iterable[Global___Window] | None = ...,
         gaps: _abc.Iterable[Global___Gap] | None = ...,
+        first_sequence: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["boot_epoch", b"boot_epoch", "gaps", b"gaps", "sequence", b"sequence", "windows", b"windows"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["boot_epoch", b"boot_epoch", "first_sequence", b"first_sequence", "gaps", b"gaps", "sequence", b"sequence", "windows", b"windows"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -12,7 +12,7 @@ from vedette.controller.adapters.sqlite.database import Database
 from vedette.controller.adapters.sqlite.telemetry import TelemetryStore
 from vedette.controller.adapters.sqlite.tokens import TokenStore
 from vedette.controller.domain.telemetry import LATENCY_BINS, Tallies, Tally
-from vedette.wire.values import TelemetryBatch, Window
+from vedette.wire.values import Gap, TelemetryBatch, Window
 
 
 @pytest.fixture
@@ -82,3 +82,25 @@ def test_reading_by_time_uses_an_index(database: Database):
         plan = " ".join(row["detail"] for row in connection.execute(query))
     assert "USING INDEX" in plan
     assert "TEMP B-TREE" not in plan
+
+
+def test_windows_of_minutes_and_of_days_add_up_and_a_merged_batch_is_counted_once(store: TelemetryStore):
+    day = window(86_400, rows=1440 * 3, flagged=1440, verdicts={"scan": 1440})
+    merged = TelemetryBatch(boot_epoch=1, first_sequence=1, sequence=1440, windows=(day,))
+    assert store.record("a-1", merged, NOON + timedelta(days=2))
+    report(store, 1441, window(86_460))
+    assert not store.record("a-1", merged, NOON + timedelta(days=2))
+    (tally,) = whole(store)[0]
+    assert (tally.rows, tally.flagged, tally.verdicts) == (1441 * 3, 1441, {"scan": 1441})
+    assert store.totals()["a-1"].rows == 1441 * 3
+    assert store.gaps("a-1") == []
+
+
+def test_a_sum_of_which_a_part_was_counted_is_kept_as_a_gap(store: TelemetryStore):
+    report(store, 5, window(1))
+    overlapping = TelemetryBatch(boot_epoch=1, first_sequence=4, sequence=6, windows=(window(2),))
+    assert not store.record("a-1", overlapping, NOON)
+    assert not store.record("a-1", overlapping, NOON)
+    assert store.totals()["a-1"].rows == 3
+    reason = "merged with what was counted"
+    assert store.gaps("a-1") == [Gap(first_sequence=4, last_sequence=6, rows=3, reason=reason)]

@@ -100,15 +100,16 @@ class TelemetryStore:
         """Count a batch unless it was counted before; return whether it was new. Committed when it returns."""
         with self._database.transaction() as connection:
             admission = admit(_counted(connection, agent_id, batch.boot_epoch), batch)
-            if not admission.is_new:
+            if not admission.is_new and not admission.lost:
                 return False
             connection.execute(
                 "INSERT OR REPLACE INTO telemetry_batches VALUES (?, ?, ?)",
                 (agent_id, batch.boot_epoch, json.dumps(admission.counted)),
             )
             _insert_gaps(connection, agent_id, batch.boot_epoch, admission.lost, received)
-            _insert_windows(connection, agent_id, batch, received)
-        return True
+            if admission.is_new:
+                _insert_windows(connection, agent_id, batch, received)
+        return admission.is_new
 
     def totals(self) -> dict[str, Totals]:
         """Return all that each agent ever reported, purged windows included."""
