@@ -35,7 +35,11 @@ def _scripts() -> list[tuple[str, str]]:
         ("fish/vedette.fish", completion_script("fish")),
     ]
     for program in (surface.agent(), surface.controller()):
-        scripts += [(f"bash/{program.path}", bash_script(program)), (f"zsh/_{program.path}", zsh_script(program))]
+        scripts += [
+            (f"bash/{program.path}", bash_script(program)),
+            (f"zsh/_{program.path}", zsh_script(program)),
+            (f"fish/{program.path}.fish", fish_script(program)),
+        ]
     return scripts
 
 
@@ -186,6 +190,67 @@ def _escaped(text: str) -> str:
 
 def _quoted(text: str) -> str:
     return "'" + text.replace("'", "'\\''") + "'"
+
+
+_FISH = """\
+# Completion of {program} for fish, made from its parser.
+function {function} --description 'Print the verb that was typed; the value of a flag is none'
+    set -l words (commandline -opc)
+    set -e words[1]
+    set -l is_value no
+    for word in $words
+        if test $is_value = yes
+            set is_value no
+            continue
+        end
+        switch $word
+            case {with_value}
+                set is_value yes
+            case '-*'
+            case '*'
+                echo $word
+                return
+        end
+    end
+    echo none
+end
+complete -c {program} -f
+{lines}
+"""
+
+
+def fish_script(program: Verb) -> str:
+    """Return the script of a program for fish 3 and newer."""
+    function = f"__{program.path.replace('-', '_')}_verb"
+    flags = [flag for verb in (program, *program.verbs) for flag in verb.flags]
+    head = f"complete -c {program.path} -n 'contains -- none ({function})'"
+    lines = [f"{head} -a {_name(verb)} -d {_fish(verb.summary)}" for verb in program.verbs]
+    lines += [f"{head} {_fish_flag(flag)}" for flag in program.flags]
+    for verb in program.verbs:
+        typed = f"complete -c {program.path} -n 'contains -- {_name(verb)} ({function})'"
+        lines += [f"{typed} {_fish_flag(flag)}" for flag in verb.flags]
+        if any(argument.completes for argument in verb.arguments):
+            lines.append(f"{typed} -F")
+    return _FISH.format(
+        program=program.path,
+        function=function,
+        with_value=" ".join(dict.fromkeys(name for flag in flags if flag.value for name in flag.names)),
+        lines="\n".join(lines),
+    )
+
+
+def _fish_flag(flag: Flag) -> str:
+    names = " ".join(f"-l {name[2:]}" if name.startswith("--") else f"-s {name[1:]}" for name in flag.names)
+    value = ""
+    if flag.choices:
+        value = f" -x -a {_fish(' '.join(flag.choices))}"
+    elif flag.value:
+        value = " -r -F" if flag.completes else " -x"
+    return f"{names}{value} -d {_fish(flag.text)}"
+
+
+def _fish(text: str) -> str:
+    return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
 
 
 if __name__ == "__main__":

@@ -64,39 +64,41 @@ def shell(request: pytest.FixtureRequest, scripts: Path, tmp_path: Path) -> Iter
         yield name, terminal
 
 
-def _needs(shell: tuple[str, Terminal], *names: str) -> Terminal:
-    name, terminal = shell
-    if name not in names:
-        pytest.skip(f"{name} has completion for vedette alone")
-    return terminal
-
-
 def test_a_verb_is_completed(shell: tuple[str, Terminal]):
-    terminal = _needs(shell, "bash", "zsh")
+    _, terminal = shell
     terminal.type("vedette-agent sta\t")
     terminal.until("vedette-agent status ")
 
 
+def test_every_verb_of_a_program_is_in_every_shells_script(scripts: Path):
+    for program in PROGRAMS:
+        for name in (f"bash/{program.path}", f"zsh/_{program.path}", f"fish/{program.path}.fish"):
+            text = (scripts / name).read_text()
+            verbs = [verb.path.partition(" ")[2] for verb in program.verbs]
+            assert [verb for verb in verbs if verb not in text] == []
+    assert "doctor" in (scripts / "fish/vedette-agent.fish").read_text()
+
+
 def test_values_of_a_flag_are_completed(shell: tuple[str, Terminal]):
-    terminal = _needs(shell, "bash", "zsh")
+    _, terminal = shell
     terminal.type("vedette-agent status --outp\tj\t")
     terminal.until("status --output[= ]json ")
 
 
 def test_a_value_behind_an_equals_sign_is_completed(shell: tuple[str, Terminal]):
-    terminal = _needs(shell, "bash", "zsh")
+    _, terminal = shell
     terminal.type("vedette-agent status --output=j\t")
     terminal.until("status --output=json ")
 
 
 def test_config_completes_files(shell: tuple[str, Terminal]):
-    terminal = _needs(shell, "bash", "zsh")
+    _, terminal = shell
     terminal.type("vedette-controller serve --config ct\t")
     terminal.until(r"serve --config ctl\.toml ")
 
 
 def test_a_value_that_is_spelt_like_a_verb_is_not_one(shell: tuple[str, Terminal]):
-    terminal = _needs(shell, "bash", "zsh")
+    _, terminal = shell
     terminal.type("vedette-agent --config run sta\t")
     terminal.until("--config run status ")
 
@@ -111,7 +113,7 @@ def test_live_words_with_a_colon_are_completed_whole(shell: tuple[str, Terminal]
 @pytest.mark.parametrize("program", ["vedette", "vedette-agent"])
 def test_completion_works_each_time(shell: tuple[str, Terminal], program: str):
     """A file that zsh loads when it is needed is run in two ways: when it is loaded, and after."""
-    terminal = shell[1] if program == "vedette" else _needs(shell, "bash", "zsh")
+    _, terminal = shell
     typed, completed = {
         "vedette": ("vedette rollout start flow-t\t", r"start flow-threat\\?:12 "),
         "vedette-agent": ("vedette-agent stat\t", "vedette-agent status "),
