@@ -15,7 +15,17 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from vedette.agent import app, cli, settings
-from vedette.agent.adapters import doctor, enrolment, facts, service_user, unit
+from vedette.agent.adapters import (
+    bundle_import,
+    clock,
+    doctor,
+    enrolment,
+    facts,
+    progress,
+    service_user,
+    telemetry_export,
+    unit,
+)
 
 if __name__ == "__main__":
     service_user.SERVICE_USER = "nobody"
@@ -27,7 +37,7 @@ if __name__ == "__main__":
     x509.CertificateSigningRequestBuilder().subject_name(name).sign(
         ec.generate_private_key(ec.SECP256R1()), hashes.SHA256()
     )
-    doctor, enrolment, facts, app  # noqa: B018 - loaded
+    app, bundle_import, clock, doctor, enrolment, facts, progress, telemetry_export  # noqa: B018 - loaded
     "warm".encode("idna")
     os.setresuid(*[int(sys.argv[2])] * 3)
     sys.exit(cli.run_command(sys.argv[3:]))
