@@ -74,8 +74,8 @@ class DataRoom:
         label = name or (content.name if isinstance(content, Path) else "upload")
         return await self.service.import_data(dataset, file_format, label, len(raw), pieces(raw))
 
-    async def model(self, name: str, content: bytes, file_name: str = "model.onnx") -> Version:
-        return await self.registry.register(name, file_name, len(content), pieces(content))
+    async def model(self, name: str, content: bytes, file_name: str = "model.onnx", schema: str = "") -> Version:
+        return await self.registry.register(name, file_name, len(content), pieces(content), schema=schema)
 
     async def labels(self, dataset: str, content: bytes | Path) -> LabelImport:
         raw = _raw(content)

@@ -23,3 +23,6 @@ MAX_PROFILE_BYTES = 256 * 1024
 
 MAX_DOCUMENT_BYTES = 1024 * 1024
 """Of one signed document in its envelope."""
+
+SCHEMA_CHARACTERS = 1 << 18
+"""Of what is said beside a model's file about the rows it reads: a thousand labels of 128 characters, and some."""

@@ -21,9 +21,9 @@ from vedette.wire.v1 import admin_pb2
 NOTES = {"vedette.kind": "host", "vedette.labels": json.dumps(LABELS), "vedette.threshold": "0.5"}
 
 
-async def register(admin: Any, raw: bytes) -> Any:
+async def register(admin: Any, raw: bytes, **header: Any) -> Any:
     return await admin.RegisterModel(
-        upload(admin_pb2.RegisterModelRequest, raw, model="host-health", file_name="host.onnx")
+        upload(admin_pb2.RegisterModelRequest, raw, model="host-health", file_name="host.onnx", **header)
     )
 
 
@@ -46,6 +46,11 @@ async def test_a_host_model_is_registered_rolled_out_and_judges_the_appliance(
         async with client.admin() as admin:
             version = await register(admin, host_onnx(1.0, notes=NOTES))
             assert (version.kind, version.schema_digest) == ("host", HOST_SCHEMA.digest)
+            said = json.dumps({"kind": "host", "labels": LABELS, "threshold": 0.9})
+            beside = await register(admin, host_onnx(1.0), schema=said)  # the same, from an exporter without metadata
+            assert (beside.kind, list(beside.labels), beside.threshold) == ("host", list(LABELS), 0.9)
+            assert beside.version == "host-health:2"
+            assert (await register(admin, host_onnx(1.0), schema=said)).version == "host-health:2"
             token = await client.token()
             assert await agent.command("enroll", "--token", token.encode()) == 0
             await agent.start()

@@ -221,3 +221,47 @@ async def test_release_of_another_key_is_not_trusted(room: DataRoom) -> None:
     with pytest.raises(Refused) as caught:
         other.release("plain:1")
     assert caught.value.code == "release-unsigned"
+
+
+SCHEMA = '{"kind": "flow", "labels": ["fine", "odd"], "threshold": 0.7}'
+BARE = {"vedette.kind": "", "vedette.labels": "", "vedette.threshold": ""}
+
+
+async def test_what_is_said_beside_a_file_counts_for_more_than_its_metadata(room: DataRoom) -> None:
+    tensor = await room.model("flows", flow_model(**BARE), schema='{"kind": "tensor"}')
+    beside = await room.model("other", flow_model(**BARE), schema=SCHEMA)
+    over = await room.model("third", flow_model(), schema=SCHEMA)
+    assert tensor.kind == "tensor"
+    for version in (beside, over):
+        assert (version.kind, tuple(version.labels), version.threshold) == ("flow", ("fine", "odd"), 0.7)
+        assert version.schema_digest == FLOW_SCHEMA.digest
+
+
+async def test_the_same_file_with_another_schema_is_another_version(room: DataRoom) -> None:
+    first = await room.model("flows", flow_model(), schema=SCHEMA)
+    assert await room.model("flows", flow_model(), schema=SCHEMA) == first
+    assert (await room.model("flows", flow_model(), schema=SCHEMA.replace("0.7", "0.8"))).version == "flows:2"
+
+
+@pytest.mark.parametrize(
+    ("schema", "code"),
+    [
+        ("flow", "bad-schema"),
+        ("[]", "bad-schema"),
+        ("{}", "bad-schema"),
+        ("[" * 100_000, "bad-schema"),
+        ('{"kind": "flow", "more": 1}', "bad-schema"),
+        ('{"kind": 1}', "bad-schema"),
+        (f'{{"kind": "{"x" * (1 << 18)}"}}', "bad-schema"),
+        ('{"kind": "cat"}', "model-does-not-fit"),
+        ('{"kind": "host", "labels": ["a", "b"], "threshold": 0.5}', "model-does-not-fit"),
+        ('{"kind": "flow", "labels": ["a"], "threshold": 0.5}', "model-does-not-fit"),
+        ('{"kind": "flow", "labels": ["a", "b"], "threshold": "x"}', "model-does-not-fit"),
+    ],
+)
+async def test_a_schema_that_is_none_or_does_not_fit_registers_nothing(room: DataRoom, schema: str, code: str) -> None:
+    with pytest.raises((InvalidInput, Refused)) as caught:
+        await room.model("flows", flow_model(**BARE), schema=schema)
+    assert caught.value.code == code
+    assert await room.registry.versions() == ()
+    assert room.leftovers() == []

@@ -17,7 +17,7 @@ from vedette.controller.cli.progress import Meter
 from vedette.controller.cli.session import Session, current
 from vedette.controller.cli.words import ago, clean, count, pairs, size, three, when
 from vedette.wire import views
-from vedette.wire.limits import CHUNK_BYTES
+from vedette.wire.limits import CHUNK_BYTES, SCHEMA_CHARACTERS
 from vedette.wire.views import RunState
 
 FORMATS = ("flows", "csv", "parquet")
@@ -392,6 +392,7 @@ model = noun(
     "Look at models and their versions, and register finished ones.",
     "vedette model ls",
     "vedette model register plain.onnx --name plain",
+    "vedette model register health.onnx --name host-health --schema health.json",
 )
 
 
@@ -405,13 +406,22 @@ model = noun(
 @click.option(
     "--name", required=True, metavar="N", help="The model it becomes a version of.", shell_complete=complete.models
 )
-def model_register(path: str, name: str) -> None:
+@click.option(
+    "--schema",
+    metavar="F",
+    type=click.Path(),
+    help="A JSON file with kind, labels and threshold, for a model whose own metadata does not say what rows it reads.",
+)
+def model_register(path: str, name: str, schema: str | None) -> None:
     """Register a model."""
     from vedette.wire.convert import VERSION
     from vedette.wire.v1 import admin_pb2
 
     session, file = current(), existing_file(path)
-    head = admin_pb2.RegisterModelRequest.Header(model=name, total_bytes=file.stat().st_size, file_name=file.name)
+    told = _start_of(existing_file(schema)) if schema else ""
+    head = admin_pb2.RegisterModelRequest.Header(
+        model=name, total_bytes=file.stat().st_size, file_name=file.name, schema=told
+    )
     first = admin_pb2.RegisterModelRequest(header=head)
     answer = uploaded(session, "RegisterModel", first, file, lambda piece: admin_pb2.RegisterModelRequest(data=piece))
     item = VERSION.from_wire(answer)
@@ -424,6 +434,12 @@ def model_register(path: str, name: str) -> None:
         else f"{item.version} is registered."
     )
     session.output.line(f"Next: vedette rollout start {item.version} --to SELECTOR")
+
+
+def _start_of(file: Path) -> str:
+    """Return no more of a text than the controller would look at."""
+    with file.open(errors="replace") as text:
+        return text.read(SCHEMA_CHARACTERS + 1)
 
 
 @verb(model, "ls", "List versions, of all models or of one.", "vedette model ls", "vedette model ls flow-threat")

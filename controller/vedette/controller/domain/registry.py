@@ -21,6 +21,7 @@ from vedette.models.host import HOST_SCHEMA
 from vedette.models.release import Blob, Build, Release, TensorSpec, Tolerance, check_model_name
 from vedette.models.schema import KINDS, MAX_FEATURES, Feature, FeatureSchema, Kind
 from vedette.wire import views
+from vedette.wire.limits import SCHEMA_CHARACTERS
 
 ONNX_FP32 = "onnx-fp32"
 REQUIRES = {"onnxruntime": ">=1.32"}
@@ -36,6 +37,7 @@ ROW_SCHEMAS = {schema.kind: schema for schema in (FLOW_SCHEMA, HOST_SCHEMA)}
 
 _REFERENCE = re.compile(r"([a-z0-9._-]{1,64}):([1-9][0-9]{0,8})")
 _KIND_NOTE, _LABELS_NOTE, _THRESHOLD_NOTE = "vedette.kind", "vedette.labels", "vedette.threshold"
+_NOTE_OF = {"kind": _KIND_NOTE, "labels": _LABELS_NOTE, "threshold": _THRESHOLD_NOTE}
 _MAX_LABELS = 1_024
 
 
@@ -93,6 +95,25 @@ class RowClaim:
     kind: Kind
     labels: tuple[str, ...]
     threshold: float
+
+
+def schema_notes(text: str) -> dict[str, str]:
+    """Return as metadata of a model what a schema file says of it; nothing for an empty text.
+
+    Raises:
+        InvalidInput: It is no JSON object of kind, labels and threshold.
+    """
+    if not text:
+        return {}
+    remedy = '{"kind": "host", "labels": ["healthy", "ailing"], "threshold": 0.8}'
+    try:
+        said = json.loads(text) if len(text) <= SCHEMA_CHARACTERS else None
+    except (ValueError, RecursionError):
+        said = None
+    if not isinstance(said, dict) or set(said) - set(_NOTE_OF) or not isinstance(said.get("kind"), str):
+        why = f"its {len(text)} characters (limit {SCHEMA_CHARACTERS}) are no object of {', '.join(_NOTE_OF)}"
+        raise InvalidInput("bad-schema", "the schema file is refused", why, remedy)
+    return {_NOTE_OF[key]: value if key == "kind" else json.dumps(value) for key, value in said.items()}
 
 
 def row_claim(notes: Mapping[str, str]) -> RowClaim | None:

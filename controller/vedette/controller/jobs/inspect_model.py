@@ -1,6 +1,7 @@
 """The job behind ``vedette model register``: an uploaded ``.onnx`` through the gate, with golden rows made for it.
 
-Argument: ``file``. Leaves ``model.onnx`` and ``golden.bin`` in its folder; the result says what the model is.
+Arguments: ``file``, and ``notes`` that count for more than the file's own metadata. Leaves ``model.onnx`` and
+``golden.bin`` in its folder; the result says what the model is.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ def main(job: harness.Job) -> dict[str, Any]:
         check_size(path.stat().st_size)
         job.progress(0.1, "examining")
         examined = examine.examine(path.read_bytes())
-        claim = row_claim(examined.notes)
+        claim = row_claim({**examined.notes, **job.arguments["notes"]})
         if claim is not None:
             check_row_fit(examined.inputs, examined.outputs, claim.labels, ROW_SCHEMAS[claim.kind])
         job.progress(0.6, "making golden rows")

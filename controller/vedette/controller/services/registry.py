@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,6 +16,7 @@ from vedette.controller.domain.model_gate import GateLimits, Port
 from vedette.controller.domain.registry import Draft
 from vedette.controller.services.datasets import safe_file_name
 from vedette.controller.services.workshop import Pieces, Workshop
+from vedette.models.documents import digest_of
 from vedette.models.release import Build
 from vedette.wire.systemd import fields
 from vedette.wire.views import Version
@@ -66,7 +67,7 @@ class RegistryService:
         self._store = store
         self._limits = limits or ChildLimits(memory_bytes=1 << 30, memory_setting="registry.memory", deadline_s=60)
 
-    async def register(self, model: str, file_name: str, total: int, pieces: Pieces) -> Version:
+    async def register(self, model: str, file_name: str, total: int, pieces: Pieces, *, schema: str = "") -> Version:
         """Make an uploaded ``.onnx`` the next version of a model; the same file again is the version it became.
 
         Args:
@@ -74,18 +75,20 @@ class RegistryService:
             file_name: For the lineage.
             total: Bytes announced.
             pieces: The file, in order.
+            schema: JSON that says in place of the file's metadata what rows it reads; "" leaves that to the file.
 
         Raises:
-            InvalidInput: The name is wrong or the upload is not whole.
+            InvalidInput: The name or the schema is wrong, or the upload is not whole.
             TooLarge: It is over the gate's limit.
             Refused: The gate refuses it, it crashes or passes its limits, or it does not fit what it claims.
         """
         registry.check_name(model)
+        notes = registry.schema_notes(schema)
         name = safe_file_name(file_name)
         with self._shop.job_folder() as folder:
             upload = folder / "upload"
             digest = await self._shop.receive(pieces, upload, total, GateLimits().file_bytes)
-            said = await self._inspect(upload)
+            said = await self._inspect(upload, notes)
             build, golden = await asyncio.gather(
                 asyncio.to_thread(self._shop.blobs.put_file, folder / "model.onnx"),
                 asyncio.to_thread(self._shop.blobs.put_file, folder / "golden.bin"),
@@ -107,7 +110,8 @@ class RegistryService:
             golden=golden,
             lineage=lineage,
         )
-        return await self.add(draft, f"file:{model}:{digest}")
+        told = f":{digest_of(schema.encode())}" if schema else ""
+        return await self.add(draft, f"file:{model}:{digest}{told}")
 
     async def add(self, draft: Draft, source: str) -> Version:
         """Register a draft whose blobs are stored; the same source again is the version it became.
@@ -137,10 +141,11 @@ class RegistryService:
         """
         return await self._shop.runner.run(self._store.versions, model)
 
-    async def _inspect(self, upload: Path) -> dict[str, Any]:
+    async def _inspect(self, upload: Path, notes: Mapping[str, str]) -> dict[str, Any]:
         job = "vedette.controller.jobs.inspect_model"
         try:
-            return await self._shop.children.run(job, upload.parent, {"file": str(upload)}, limits=self._limits)
+            arguments = {"file": str(upload), "notes": dict(notes)}
+            return await self._shop.children.run(job, upload.parent, arguments, limits=self._limits)
         except JobCrashed as exc:
             limits = f"limits {self._limits.memory_bytes} bytes and {self._limits.deadline_s:g} s"
             why = f"the process that tried it {exc.what.partition(' ')[2]} ({limits})"

@@ -1376,19 +1376,23 @@ class RegisterModelRequest(_message.Message):
         MODEL_FIELD_NUMBER: _builtins.int
         TOTAL_BYTES_FIELD_NUMBER: _builtins.int
         FILE_NAME_FIELD_NUMBER: _builtins.int
+        SCHEMA_FIELD_NUMBER: _builtins.int
         model: _builtins.str
         total_bytes: _builtins.int
         file_name: _builtins.str
+        schema: _builtins.str
+        """JSON: kind, labels, threshold of the model, in place of what the file's metadata says"""
         def __init__(
             self,
             *,
             model: _builtins.str = ...,
             total_bytes: _builtins.int = ...,
             file_name: _builtins.str = ...,
+            schema: _builtins.str = ...,
         ) -> None: ...
         _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
         def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-        _ClearFieldArgType: _TypeAlias = _typing.Literal["file_name", b"file_name", "model", b"model", "total_bytes", b"total_bytes"]  # noqa: Y015
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["file_name", b"file_name", "model", b"model", "schema", b"schema", "total_bytes", b"total_bytes"]  # noqa: Y015
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -111,7 +111,9 @@ class AdminMl:
     ) -> admin_pb2.Version:
         """Make an uploaded file the next version of a model."""
         head, pieces = await upload(requests)
-        version = await self._versions.register(head.model, head.file_name, head.total_bytes, pieces)
+        version = await self._versions.register(
+            head.model, head.file_name, head.total_bytes, pieces, schema=head.schema
+        )
         logger.info("%s uploaded %s", self._caller(context), version.version, extra=fields(model=version.version))
         return convert.VERSION.to_wire(version)
 
