@@ -122,6 +122,19 @@ def test_the_program_starts_without_loading_grpc_numpy_or_a_runtime() -> None:
     assert done.returncode == 0, done.stderr
 
 
+def test_doctor_loads_no_runtime_itself_and_yet_knows_it(config: Path) -> None:
+    code = (
+        "import sys; from vedette.agent.cli import run_command;"
+        f"run_command(['doctor', '--output', 'json', '--config', {str(config)!r}]);"
+        "sys.exit(len({'onnxruntime', 'vedette.controller'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr
+    (runtime,) = [check for check in json.loads(done.stdout)["checks"] if check["name"] == "runtime"]
+    assert runtime["level"] == "ok"
+    assert "CPU" in runtime["text"]
+
+
 def test_under_the_journal_a_failure_is_one_entry_and_not_three_lines(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,

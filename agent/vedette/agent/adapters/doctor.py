@@ -28,7 +28,7 @@ from typing import Any, TypeVar
 
 from cryptography import x509
 
-from vedette.agent.adapters.channels import SERVER_NAME
+from vedette.agent.adapters.channels import SERVER_NAME, ControllerUnreachable
 from vedette.agent.adapters.configure import FOLDER, wanted_limits
 from vedette.agent.adapters.enrolment import controller_time
 from vedette.agent.adapters.identity import Identity, IdentityDamaged, IdentityStore
@@ -50,6 +50,7 @@ _GREETING_LIMIT_S = 1.5
 _MOST_ADDRESSES = 4
 _SETTINGS_FRAME = 4  # RFC 9113 section 6.5; the type is the fourth byte of a frame's head
 _MODEL_BYTES = 64 * 2**20  # room that a new version may take beside the spool
+_FIREWALL = "Is it up? Does every firewall on the way let TCP to this port through?"
 _STA_UNSYNC = 0x40  # adjtimex(2)
 T = TypeVar("T")
 
@@ -264,9 +265,9 @@ def _link(known: _Known) -> Iterable[Check]:
         ports.append(("enrolment", known.own.enrol_address))
     jobs = {f"{port} {address}": partial(_reach, known, port, address) for port, address in ports}
     found = _at_once(jobs, _PORT_LIMIT_S + _GREETING_LIMIT_S / 2)
-    late = "Firewall? It must let TCP to this port through"
     reaches = [
-        _first(found[f"{port} {address}"], Reach(port, address, Reached.NOT, remedy=late)) for port, address in ports
+        _first(found[f"{port} {address}"], Reach(port, address, Reached.NOT, remedy=_FIREWALL))
+        for port, address in ports
     ]
     return judge.check_link(reaches, known.patient.ground, known.facts, datetime.now(UTC))
 
@@ -277,7 +278,10 @@ def _reach(known: _Known, port: str, address: str) -> Iterator[Reach]:
     began = time.monotonic()
     try:
         raw = open_tunnel(address, proxy, _PORT_LIMIT_S)
-    except AdvisedError as exc:
+    except ControllerUnreachable as exc:
+        yield replace(reach, error=exc.why, remedy=_FIREWALL)
+        return
+    except AdvisedError as exc:  # the proxy's
         yield replace(reach, error=f"{exc.what}: {exc.why}", remedy=exc.remedy)
         return
     reach = replace(reach, rtt_ms=(time.monotonic() - began) * 1000)
