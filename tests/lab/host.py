@@ -323,7 +323,9 @@ class Host:
         return [
             "systemd-nspawn", "--quiet", f"--directory={self.root}", f"--machine={self._machine}",
             f"--hostname={self.name}", f"--network-namespace-path=/run/netns/{self.link.namespace}", "--register=no",
-            *alone, "--console=pipe", "--resolv-conf=off", "--timezone=off", "--link-journal=no", *binds,
+            # nspawn takes it away unless it makes the network itself; a machine's root has it over its own network.
+            "--capability=CAP_NET_ADMIN", *alone, "--console=pipe", "--resolv-conf=off", "--timezone=off",
+            "--link-journal=no", *binds,
             *(["--read-only"] if self._is_read_only else []), "sh", "-c", _INIT,
         ]  # fmt: skip
 

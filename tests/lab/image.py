@@ -27,10 +27,12 @@ PACKAGES = (
     "systemd", "systemd-sysv", "dbus", "iproute2", "procps", "kmod", "logrotate",
     # What our packages depend on; dpkg finds them there, so an installation needs no network.
     "python3", "libgomp1", "libstdc++6", "zlib1g", "libexpat1",
+    # What it suggests: the packet filter.
+    "nftables",
     # For scenarios: programs that believe in another time.
     "libfaketime",
 )  # fmt: skip
-_RECIPE_VERSION = 3
+_RECIPE_VERSION = 4
 _KEPT_LAYERS = 4
 _UNUSED_S = 6 * 3600.0
 _MACHINES_OWN = ("etc/machine-id", "etc/hostname", "etc/hosts", "var/lib/systemd/random-seed", "var/log/journal")

@@ -15,7 +15,7 @@ from tests.lab.commands import LabError, execute
 from tests.lab.ground import Ground
 
 _BRIDGE = "br0"
-_INTERFACE = "eth0"
+INTERFACE = "eth0"
 _SUBNET = "10.98.0"
 _BUCKET_BYTES = 16_384
 """A whole offloaded burst must fit in the bucket of a slow link, or the kernel drops it however long it waits."""
@@ -49,11 +49,11 @@ class Link:
         switch = network.namespace
         _ip("netns", "add", self.namespace)
         _ip("-n", switch, "link", "add", "name", self._port, "type", "veth",
-            "peer", "name", _INTERFACE, "netns", self.namespace)  # fmt: skip
+            "peer", "name", INTERFACE, "netns", self.namespace)  # fmt: skip
         _ip("-n", switch, "link", "set", "dev", self._port, "master", _BRIDGE, "up")
         _ip("-n", self.namespace, "link", "set", "lo", "up")
-        _ip("-n", self.namespace, "link", "set", _INTERFACE, "up")
-        _ip("-n", self.namespace, "address", "add", f"{self.address}/24", "dev", _INTERFACE)
+        _ip("-n", self.namespace, "link", "set", INTERFACE, "up")
+        _ip("-n", self.namespace, "address", "add", f"{self.address}/24", "dev", INTERFACE)
 
     def down(self) -> None:
         """Pull the cable out of the switch."""
@@ -67,7 +67,7 @@ class Link:
 
     def limit(self, rate: str | None) -> None:
         """Let so much through each way, such as ``256kbit``; None is as much as there is."""
-        for namespace, device in ((self._network.namespace, self._port), (self.namespace, _INTERFACE)):
+        for namespace, device in ((self._network.namespace, self._port), (self.namespace, INTERFACE)):
             execute(["tc", "-n", namespace, "qdisc", "delete", "dev", device, "root"], check=False)
             if rate is not None:
                 bucket = ["tbf", "rate", rate, "burst", str(_BUCKET_BYTES), "latency", _PATIENCE]
@@ -90,18 +90,18 @@ class Link:
         """Give the host another address, once, and take the one it had away; names follow when hosts are renamed."""
         before, self.address = self.address, f"{_SUBNET}.{int(self.address.rpartition('.')[2]) + _MOVED}"
         # The old one first: with the first address of a subnet the kernel takes its further ones away too.
-        _ip("-n", self.namespace, "address", "delete", f"{before}/24", "dev", _INTERFACE)
-        _ip("-n", self.namespace, "address", "add", f"{self.address}/24", "dev", _INTERFACE)
+        _ip("-n", self.namespace, "address", "delete", f"{before}/24", "dev", INTERFACE)
+        _ip("-n", self.namespace, "address", "add", f"{self.address}/24", "dev", INTERFACE)
 
     def counters(self) -> Counters:
         """Return what the host has received and sent since the lab began."""
-        said = execute(["ip", "-n", self.namespace, "-json", "-stats", "link", "show", _INTERFACE]).data[0]["stats64"]
+        said = execute(["ip", "-n", self.namespace, "-json", "-stats", "link", "show", INTERFACE]).data[0]["stats64"]
         got, sent = said["rx"], said["tx"]
         return Counters(got["bytes"], sent["bytes"], got["packets"], sent["packets"])
 
     def describe(self) -> str:
         """Return what ``ip -s link`` says at the host."""
-        return execute(["ip", "-n", self.namespace, "-stats", "link", "show", _INTERFACE], check=False).out
+        return execute(["ip", "-n", self.namespace, "-stats", "link", "show", INTERFACE], check=False).out
 
     def loss_rules(self) -> Iterator[str]:
         """Yield the switch's rules that lose this cable's packets."""

@@ -127,8 +127,8 @@ def test_optional_drop_ins_come_as_links_and_go(tmp_path: Path, shipped: Path):
     run(tmp_path, gpu=True, worker_cgroups=True)
     assert names(tmp_path) == ["50-vedette.conf", "60-gpu.conf", "60-worker-cgroups.conf"]
     assert (tmp_path / "d/60-gpu.conf").readlink() == shipped / "gpu.conf"
-    run(tmp_path, gpu=False)
-    assert names(tmp_path) == ["50-vedette.conf", "60-worker-cgroups.conf"]
+    run(tmp_path, gpu=False, nftables=True)
+    assert names(tmp_path) == ["50-vedette.conf", "60-nftables.conf", "60-worker-cgroups.conf"]
 
 
 def test_an_override_of_the_operators_own_is_left_alone(tmp_path: Path, shipped: Path):
