@@ -53,6 +53,7 @@ from vedette.agent.adapters.templates import TemplateFile
 from vedette.agent.adapters.usage import UsageMeter
 from vedette.agent.domain.advice import EXIT_REFUSED, AdvisedError
 from vedette.agent.domain.backoff import Backoff
+from vedette.agent.domain.bandwidth import Bandwidth
 from vedette.agent.domain.clock import EARLIEST, TrustedClock
 from vedette.agent.domain.conditions import Conditions
 from vedette.agent.domain.doctor import Ground, Sight
@@ -476,8 +477,11 @@ class Agent:
             return Backoff(cap_s=cap_s)
 
         link = Link(identity, self._conditions, self._clock, backoff(), ways=self._settings.link.ways)
-        downloads = Downloads(link, self._serving.blobs, self._clock, backoff)
-        reporter = Reporter(link, self._spool, self._clock, backoff())
+        budget = self._settings.budget
+        down = Bandwidth(budget.download_bytes_per_s, self._clock)
+        up = Bandwidth(budget.telemetry_bytes_per_s, self._clock)
+        downloads = Downloads(link, self._serving.blobs, self._clock, backoff, bandwidth=down)
+        reporter = Reporter(link, self._spool, self._clock, backoff(), bandwidth=up)
         reconciler = Reconciler(
             trust=Trust(identity.agent_id, identity.release_keys, identity.assignment_keys),
             facts=host_facts(self._serving.runtimes),

@@ -402,6 +402,18 @@ OPTIONS: tuple[Option, ...] = (
         "processor time of the packaged service, 100 is one core; a worker computes with one thread per whole core",
     ),
     Option(
+        "budget.network_down",
+        kinds.size(least=0),
+        0,
+        "bytes a second that downloads of models may take of the line, as a mean; 0 is no limit",
+    ),
+    Option(
+        "budget.network_up",
+        kinds.size(least=0),
+        0,
+        "bytes a second that telemetry may take of the line, as a mean; 0 is no limit",
+    ),
+    Option(
         "budget.disk",
         kinds.size(least=MIB),
         4096 * MIB,
@@ -541,6 +553,8 @@ class BudgetSettings:
     memory_bytes: int
     cpu_percent: int
     disk_bytes: int = 4096 * MIB
+    download_bytes_per_s: int = 0  # 0: no limit
+    telemetry_bytes_per_s: int = 0
 
     @property
     def threads(self) -> int:
@@ -637,7 +651,13 @@ def settings_from(value: Mapping[str, Any]) -> Settings:
         metrics_listen=_address(value["metrics.listen"]),
         status_socket=Path(value["status.socket"]) if value["status.socket"] else None,
         telemetry=TelemetrySettings(value["telemetry.interval_s"], value["telemetry.spool"]),
-        budget=BudgetSettings(value["budget.memory"], value["budget.cpu_percent"], value["budget.disk"]),
+        budget=BudgetSettings(
+            memory_bytes=value["budget.memory"],
+            cpu_percent=value["budget.cpu_percent"],
+            disk_bytes=value["budget.disk"],
+            download_bytes_per_s=value["budget.network_down"],
+            telemetry_bytes_per_s=value["budget.network_up"],
+        ),
         workers=WorkersSettings(
             processes=value["inference.workers"],
             threads=value["inference.threads"],

@@ -21,6 +21,7 @@ from vedette.agent.adapters.blobs import Blobs
 from vedette.agent.adapters.channels import OPTIONS, credentials
 from vedette.agent.adapters.identity import certificate_request
 from vedette.agent.domain.backoff import Backoff
+from vedette.agent.domain.bandwidth import Bandwidth
 from vedette.agent.domain.errors import BlobCorrupt, DiskFull
 from vedette.agent.domain.pace import WINDOW_S
 from vedette.models.documents import digest_of
@@ -288,3 +289,20 @@ async def test_cancelling_a_download_is_not_mistaken_for_a_lost_line(
     fetching.cancel()
     with pytest.raises(asyncio.CancelledError):
         await fetching
+
+
+class PassingClock(FakeClock):
+    """A clock on which sleeping takes its time at once."""
+
+    async def sleep(self, seconds: float) -> None:
+        await self.advance(seconds)
+
+
+async def test_a_download_keeps_to_the_budget_of_the_line(controller: FakeController, bulk: Bulk, blobs: Blobs) -> None:
+    clock = PassingClock()
+    blob = Blob(controller.add_blob(DATA), len(DATA))
+    begun = clock.monotonic()
+    line = Bandwidth(1000, clock)
+    path = await Downloads(bulk, blobs, clock, Backoff, bandwidth=line).fetch(blob)
+    assert path.read_bytes() == DATA
+    assert clock.monotonic() - begun == pytest.approx((len(DATA) - 1000) / 1000)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager, closing, suppress
 from datetime import timedelta
 from pathlib import Path
 
@@ -20,8 +20,10 @@ from vedette.agent.adapters.identity import certificate_request
 from vedette.agent.adapters.spool import Spool
 from vedette.agent.adapters.telemetry import Reporter
 from vedette.agent.domain.backoff import Backoff
+from vedette.agent.domain.bandwidth import Bandwidth
 from vedette.agent.domain.windows import Gauges, ScoredRows, Windows
 from vedette.models.profile import DataProfile, ReferenceProfile, latency_percentile
+from vedette.wire.convert import BATCH
 from vedette.wire.limits import MAX_MESSAGE_BYTES
 from vedette.wire.values import BuildRef, Window
 
@@ -181,3 +183,19 @@ async def test_a_batch_over_the_limit_of_a_message_becomes_a_gap_and_does_not_ho
         await controller.until(lambda c: len(c.committed) == 2)
     assert controller.committed[4, 1].gaps[0].reason == "refused: message-too-large"
     assert controller.committed[4, 2].windows[0].rows == 2
+
+
+async def test_telemetry_keeps_to_the_budget_of_the_line(
+    controller: FakeController, agent_key: bytes, tmp_path: Path
+) -> None:
+    clock, bulk = FakeClock(), Bulk(controller, agent_key)
+    with closing(_spool(tmp_path, 2)) as spool:
+        reporter = Reporter(bulk, spool, clock, Backoff(), bandwidth=Bandwidth(10, clock))
+        task = asyncio.create_task(reporter.run())
+        await clock.until_asleep(1)
+        waiting = spool.oldest()
+        assert waiting is not None
+        size = BATCH.to_wire(waiting).ByteSize()
+        assert clock.slept == [(size - 10) / 10]
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)

@@ -24,6 +24,7 @@ from vedette.agent.adapters.channels import BulkLink, ControllerRefused, Control
 from vedette.agent.adapters.files import sync_folder
 from vedette.agent.adapters.waiting import is_cancelling
 from vedette.agent.domain.backoff import Backoff
+from vedette.agent.domain.bandwidth import Bandwidth
 from vedette.agent.domain.clock import Clock
 from vedette.agent.domain.errors import AgentError, BlobCorrupt, DiskFull
 from vedette.agent.domain.pace import Pace
@@ -58,12 +59,14 @@ class Downloads:
         make_backoff: Callable[[], Backoff],
         *,
         silence_s: float = SILENCE_S,
+        bandwidth: Bandwidth | None = None,
     ) -> None:
         self._link = link
         self._blobs = blobs
         self._clock = clock
         self._make_backoff = make_backoff
         self._silence_s = silence_s
+        self._bandwidth = bandwidth or Bandwidth(0, clock)
         self._reached: dict[str, int] = {}  # of each wanted file, the most bytes there ever were
         self._pace = Pace()
         self.bytes_received = 0
@@ -136,6 +139,7 @@ class Downloads:
                     file.flush()  # what a killed agent received is not asked for again
                     self._count(blob, offset, len(chunk.data))
                     offset += len(chunk.data)
+                    await self._bandwidth.spend(len(chunk.data))  # what is not read, the sender holds back
         except grpc.RpcError as exc:
             raise _read_error(exc, blob) from exc
         except (grpc.aio.UsageError, asyncio.CancelledError) as exc:

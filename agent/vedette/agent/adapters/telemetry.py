@@ -11,6 +11,7 @@ from vedette.agent.adapters.channels import BulkLink, ControllerRefused, Message
 from vedette.agent.adapters.spool import Spool
 from vedette.agent.adapters.waiting import is_cancelling
 from vedette.agent.domain.backoff import Backoff
+from vedette.agent.domain.bandwidth import Bandwidth
 from vedette.agent.domain.clock import Clock
 from vedette.agent.domain.errors import DiskFull, StateError
 from vedette.wire.convert import ACKNOWLEDGEMENT, BATCH
@@ -25,11 +26,14 @@ _TIMEOUT_S = 60.0
 class Reporter:
     """The sender. Run it as one task."""
 
-    def __init__(self, link: BulkLink, spool: Spool, clock: Clock, backoff: Backoff) -> None:
+    def __init__(
+        self, link: BulkLink, spool: Spool, clock: Clock, backoff: Backoff, *, bandwidth: Bandwidth | None = None
+    ) -> None:
         self._link = link
         self._spool = spool
         self._clock = clock
         self._backoff = backoff
+        self._bandwidth = bandwidth or Bandwidth(0, clock)
         self._has_news = asyncio.Event()
         self.bytes_sent = 0
 
@@ -56,6 +60,7 @@ class Reporter:
     async def _send(self, batch: TelemetryBatch) -> bool:
         """Send a batch and settle it in the spool; return whether it is settled."""
         message = BATCH.to_wire(batch)
+        await self._bandwidth.spend(message.ByteSize())
         try:
             channel = await self._link.bulk()
             answer = await telemetry_pb2_grpc.TelemetryStub(channel).Report(message, timeout=_TIMEOUT_S)
