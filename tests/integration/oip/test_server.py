@@ -180,6 +180,19 @@ def test_a_token_file_that_is_none_is_refused(tmp_path: Path, content: bytes, mo
     assert complaint in caught.value.why
 
 
+async def test_a_key_that_is_not_the_certificates_is_told(appliance: Appliance, tmp_path: Path) -> None:
+    (key, _), (_, certificate) = Authority().server(), Authority().server()
+    files = {"tls_key": key, "tls_certificate": certificate, "token_file": TOKEN.encode()}
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content)
+        (tmp_path / name).chmod(0o600)
+    for _ in range(2):  # then with a key that is none at all
+        with pytest.raises(SecretUnusable, match="OpenSSL says"):
+            async with served(appliance, tmp_path, socket=None, **{name: tmp_path / name for name in files}):
+                pass
+        (tmp_path / "tls_key").write_bytes(b"-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n")
+
+
 def test_a_token_file_that_is_not_there_is_told(tmp_path: Path) -> None:
     with pytest.raises(SecretUnusable, match="cannot be read: No such file"):
         read_token(tmp_path / "token")
@@ -359,6 +372,10 @@ async def test_bytes_in_progress_are_bounded_as_a_whole(appliance: Appliance, tm
         await asyncio.gather(*waiting)
         assert await _code(client.infer(large)) == "OK"
         assert await _code(client.infer(_flow(4200))) == "RESOURCE_EXHAUSTED"  # larger than one message may be
+        stream = client.stream()
+        await stream.write(_flow(4200).SerializeToString())
+        assert await _code(stream.read()) == "RESOURCE_EXHAUSTED"
+        await until(lambda: not server.counts.streams)
         assert await _code(client.infer(_flow())) == "OK"
 
 

@@ -16,6 +16,7 @@ import hmac
 import inspect
 import logging
 import socket
+import ssl
 import stat
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
@@ -146,6 +147,7 @@ class InferenceServer:
         if settings.tls_certificate is None or settings.tls_key is None:
             return None
         pair = (read_secret(settings.tls_key), _read(settings.tls_certificate))
+        _check_pair(settings.tls_certificate, settings.tls_key)
         return grpc.ssl_server_credentials([pair])
 
     def _server(self, token: bytes | None) -> grpc.aio.Server:
@@ -212,6 +214,20 @@ def read_secret(path: Path) -> bytes:
         why = f"its mode is {mode:04o}: others can read or change it"
         raise SecretUnusable(f"{path} is no secret", why, f"chmod 0640 {path}, and make a new one if it was seen")
     return data
+
+
+def _check_pair(certificate: Path, key: Path) -> None:
+    """Make sure that these are a certificate and its key: grpc would only say that it cannot bind.
+
+    Raises:
+        SecretUnusable: They are not.
+    """
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key, password="")
+    except (ssl.SSLError, ValueError) as exc:
+        why = f"OpenSSL says: {exc}"
+        remedy = "put a PEM certificate chain there and its own key, not encrypted"
+        raise SecretUnusable(f"{certificate} and {key} cannot be used", why, remedy) from exc
 
 
 def read_token(path: Path) -> bytes:
@@ -302,13 +318,16 @@ class Calls:
             return task
 
         async def take() -> None:
-            async for body in requests:
-                # In a full window this waits, nothing more is read, and HTTP/2 holds the sender back.
-                await waiting.put(begun(self._streamed(body, context.time_remaining(), ends_at_error)))
+            try:
+                async for body in requests:
+                    # In a full window this waits, nothing more is read, and HTTP/2 holds the sender back.
+                    await waiting.put(begun(self._streamed(body, context.time_remaining(), ends_at_error)))
+            except Exception as exc:  # grpc's own, of a call that broke; who waits for more must not wait for ever
+                logger.debug("a stream broke: %s", exc)
             await waiting.put(None)
 
         self._service.counts.streams += 1
-        taking = begun(take())
+        begun(take())
         try:
             while (task := await waiting.get()) is not None:
                 answer = await task
@@ -316,7 +335,6 @@ class Calls:
                     await _abort(context, answer)
                 else:
                     await context.write(answer)
-            await taking
         finally:
             self._service.counts.streams -= 1
             for task in tasks:
