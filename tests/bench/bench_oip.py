@@ -1,9 +1,9 @@
 """Requests of the Open Inference Protocol a second, against MLServer with the same model and the same client.
 
 Ours is isolated, as an agent runs it: the model in a worker process. MLServer runs it in its own process, with no
-parallel workers and no access log. This process is the client: an unmodified tritonclient, threads as callers. Rounds
-alternate, so that a busy machine slows both. MLServer is installed into build/mlserver at the first run; where that
-fails, ours is measured alone.
+parallel workers: once with its other settings as they come, once with ``debug`` off, which is without access log. This
+process is the client: an unmodified tritonclient, threads as callers. Rounds alternate, so that a busy machine slows
+all. MLServer is installed into build/mlserver at the first run; where that fails, ours is measured alone.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ _ROOT = Path(__file__).parents[2]
 _VENV = _ROOT / "build/mlserver"
 _WANTED = ("mlserver==1.7.1", "onnxruntime")
 _CASES = ((1, 1), (1, 16), (64, 1), (64, 16))  # rows, callers
+_KINDS: Mapping[str, Mapping[str, Any]] = {"MLServer": {}, "MLServer without debug": {"debug": False}}
 _ROUNDS = 5
 _SECONDS = 1.0
 _WINDOW = 16  # requests of a stream in progress
@@ -39,16 +40,21 @@ _WINDOW = 16  # requests of a stream in progress
 def run() -> dict[str, float]:
     """Return requests per second and p99 of both, and the ratios."""
     figures: dict[str, float] = {}
-    with tempfile.TemporaryDirectory() as folder, _ours(Path(folder)) as ours, _mlserver(Path(folder)) as theirs:
-        servers = {"vedette": ours} | ({"MLServer": theirs} if theirs else {})
-        ratios = []
+    with ExitStack() as running:
+        folder = Path(running.enter_context(tempfile.TemporaryDirectory()))
+        ours = running.enter_context(_ours(folder))
+        servers = {"vedette": ours}
+        if _is_installed():
+            for name, settings in _KINDS.items():
+                servers[name] = running.enter_context(_mlserver(folder / name.replace(" ", "-"), settings))
+        ratios: dict[str, list[float]] = {name: [] for name in list(servers)[1:]}
         for rows, callers in _CASES:
             rates = _rounds(servers, rows, callers, figures)
-            if theirs:
-                ratios.append(statistics.median(rates["vedette"]) / statistics.median(rates["MLServer"]))
-                figures[f"{rows} x {callers} vedette / MLServer"] = ratios[-1]
-        if theirs:
-            figures["median of the four ratios"] = statistics.median(ratios)
+            for name, found in ratios.items():
+                found.append(statistics.median(rates["vedette"]) / statistics.median(rates[name]))
+                figures[f"{rows} x {callers} vedette / {name}"] = found[-1]
+        for name, found in ratios.items():
+            figures[f"median of the four: vedette / {name}"] = statistics.median(found)
         # MLServer streams ModelInferResponse, without Triton's message around it: a tritonclient takes that for errors.
         for rows in (1, 64):
             figures[f"{rows} x {_WINDOW} vedette stream requests/s"] = _stream_rate(ours, rows)
@@ -140,15 +146,11 @@ def _ours(folder: Path) -> Iterator[int]:
 
 
 @contextmanager
-def _mlserver(folder: Path) -> Iterator[int | None]:
-    if not _is_installed():
-        yield None
-        return
-    home = folder / "mlserver"
+def _mlserver(home: Path, kind: Mapping[str, Any]) -> Iterator[int]:
     home.mkdir()
     ports = _free_ports(3)
     names = ("grpc_port", "http_port", "metrics_port")
-    settings = {"parallel_workers": 0, "debug": False, "host": "127.0.0.1", **dict(zip(names, ports, strict=True))}
+    settings = {"parallel_workers": 0, **kind, "host": "127.0.0.1", **dict(zip(names, ports, strict=True))}
     (home / "settings.json").write_text(json.dumps(settings))
     (home / "model.onnx").write_bytes(mlp_model())
     shutil.copy(Path(__file__).with_name("mlserver_runtime.py"), home)
