@@ -1,7 +1,7 @@
 """What isolating a model in a worker costs, against the same session in one process, and how soon a dead one is back.
 
 The baseline is ``InferenceSession.run`` in a child process of its own, so that this process stays an agent's: without
-onnxruntime. Rounds of both alternate, so that a busy machine slows both.
+onnxruntime. Short rounds of both alternate, so that a busy machine slows both; a share is the median of the rounds'.
 """
 
 from __future__ import annotations
@@ -14,7 +14,9 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -22,155 +24,161 @@ from typing import Any
 import numpy as np
 import psutil
 
+from tests.support import tiny_models
 from tests.support.memory_files import memory_file
-from tests.support.tiny_models import mlp_model, mlp_rows, mlp_specs
 from vedette.agent.adapters.ring import Plan
 from vedette.agent.adapters.runner import Runner
 from vedette.agent.adapters.worker import Worker, WorkerSettings
-from vedette.agent.adapters.worker_process import Child
+from vedette.agent.adapters.worker_process import Child, Nursery
+from vedette.models.release import TensorSpec
 
-_BATCH = 256
-_ROUNDS = 7
-_SECONDS = 0.4
-_SINGLES = 1500
+_ROUNDS = 9
+_SECONDS = 0.25
+_BATCHES = (1, 256)
+_IN_FLIGHT = (1, 2)
+
+
+@dataclass(frozen=True)
+class _Subject:
+    name: str
+    model: bytes
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    width: int
+
+    def rows(self, count: int) -> dict[str, Any]:
+        return {"features": np.random.default_rng(count).normal(size=(count, self.width)).astype(np.float32)}
 
 
 def run() -> dict[str, float]:
-    """Return rows per second at batch 256, microseconds at batch 1, start, recovery and memory."""
-    return asyncio.run(_measure())
-
-
-async def _measure() -> dict[str, float]:
-    ours, theirs = multiprocessing.Pipe()
-    context = multiprocessing.get_context("spawn")
-    baseline = context.Process(target=_baseline, args=(theirs, mlp_model()), daemon=True)
-    baseline.start()
-    with tempfile.TemporaryDirectory() as folder:
-        runner, spawn_s = await _start(Path(folder) / "empty")
-        try:
-            figures = await _compare(runner, ours)
-            figures |= await _recover(runner)
-            figures["start to first answer ms"] = spawn_s * 1e3
-            figures |= _memory(runner)
-        finally:
-            await runner.abandon()
-    ours.send(None)
-    baseline.join()
+    """Return rows per second, microseconds of an answer, replacement and memory, for a perceptron and for trees."""
+    specs = tiny_models.mlp_specs()
+    trees = (tiny_models.TREE_INPUTS, tiny_models.TREE_OUTPUTS, tiny_models.TREE_FEATURES)
+    subjects = (
+        _Subject("MLP", tiny_models.mlp_model(), *specs, specs[0][0].shape[1]),
+        _Subject("trees", tiny_models.tree_model(), *trees),
+    )
+    figures: dict[str, float] = {}
+    for subject in subjects:
+        figures |= asyncio.run(_measure(subject))
+    figures |= asyncio.run(_replacement(subjects[0]))
     if "onnxruntime" in sys.modules:
         raise RuntimeError("the agent's process loaded onnxruntime")
     return figures
 
 
-async def _start(workdir: Path) -> tuple[Runner, float]:
+@asynccontextmanager
+async def _runner(subject: _Subject, nursery: bool = True) -> AsyncIterator[tuple[Runner, Nursery]]:
     settings = WorkerSettings(nice=0)
-    inputs, outputs = mlp_specs()
-    plan = Plan.of(inputs, outputs, max_rows=settings.max_rows, variable_bytes=settings.variable_bytes)
+    plan = Plan.of(subject.inputs, subject.outputs, max_rows=settings.max_rows, variable_bytes=settings.variable_bytes)
+    with tempfile.TemporaryDirectory() as folder:
+        warm = Nursery(Path(folder) / "empty", 30.0, settings.admit)
 
-    async def spawn() -> Worker:
-        with memory_file(mlp_model()) as model:
-            return await Worker.start(
-                model, plan, settings, lambda: Child.start(workdir, settings.load_timeout_s, settings.admit)
-            )
+        async def child() -> Child:
+            return await (warm.child() if nursery else Child.start(Path(folder) / "empty", 30.0, settings.admit))
 
-    runner = Runner(plan, settings, spawn)
-    begun = time.perf_counter()
-    await runner.start()
-    await runner.infer({"features": mlp_rows(1)})
-    return runner, time.perf_counter() - begun
+        async def spawn() -> Worker:
+            with memory_file(subject.model) as model:
+                return await Worker.start(model, plan, settings, child)
+
+        runner = Runner(plan, settings, spawn)
+        try:
+            await runner.start()
+            yield runner, warm
+        finally:
+            await runner.abandon()
+            await warm.close()
 
 
-async def _compare(runner: Runner, baseline: Connection) -> dict[str, float]:
-    rows = mlp_rows(_BATCH)
+async def _measure(subject: _Subject) -> dict[str, float]:
+    ours, theirs = multiprocessing.Pipe()
+    context = multiprocessing.get_context("spawn")
+    baseline = context.Process(target=_baseline, args=(theirs, subject), daemon=True)
+    baseline.start()
+    figures: dict[str, float] = {}
+    async with _runner(subject) as (runner, _):
+        for rows in _BATCHES:
+            figures |= await _compare(subject, runner, ours, rows)
+    ours.send(None)
+    baseline.join()
+    return figures
 
-    async def ask() -> None:
-        await runner.infer({"features": rows})
 
-    one, two, alone = [], [], []
+async def _compare(subject: _Subject, runner: Runner, baseline: Connection, rows: int) -> dict[str, float]:
+    alone: list[list[float]] = []
+    isolated: dict[int, list[list[float]]] = {count: [] for count in _IN_FLIGHT}
     for _ in range(_ROUNDS):
-        one.append(await _rate([ask]))
-        two.append(await _rate([ask, ask]))
-        alone.append(_remote(baseline, "rate"))
-    single = await _singles(runner)
-    alone_single = _remote(baseline, "singles")
+        baseline.send(rows)
+        alone.append(baseline.recv())
+        for count in _IN_FLIGHT:
+            isolated[count].append(await _round(runner, subject.rows(rows), count))
+    what = f"{subject.name} batch {rows}"
+    figures = _told(f"{what} in process", alone, rows)
+    for count, took in isolated.items():
+        figures |= _told(f"{what} isolated, {count} in flight", took, rows)
+        shares = [len(ours) / len(theirs) for ours, theirs in zip(took, alone, strict=True)]
+        figures[f"{what} isolated, {count} in flight share"] = statistics.median(shares)
+        figures[f"{what} isolated, {count} in flight best share"] = max(shares)
+    added = [np.median(ours) - np.median(theirs) for ours, theirs in zip(isolated[1], alone, strict=True)]
+    figures[f"{what} isolated adds p50 us"] = float(np.median(added))
+    figures[f"{what} isolated adds least p50 us"] = float(min(added))
+    return figures
+
+
+def _told(what: str, rounds: list[list[float]], rows: int) -> dict[str, float]:
+    took = np.concatenate(rounds)
     return {
-        "in process batch 256 rows/s": statistics.median(alone),
-        "isolated batch 256 rows/s": statistics.median(one),
-        "isolated batch 256 two in flight rows/s": statistics.median(two),
-        "isolated share of in process": statistics.median(b / a for a, b in zip(alone, two, strict=True)),
-        "in process batch 1 p50 us": float(np.median(alone_single)),
-        "isolated batch 1 p50 us": float(np.median(single)),
-        "isolated batch 1 p99 us": float(np.percentile(single, 99)),
+        f"{what} rows/s": statistics.median(len(one) * rows / _SECONDS for one in rounds),
+        f"{what} p50 us": float(np.percentile(took, 50)),
+        f"{what} p99 us": float(np.percentile(took, 99)),
     }
 
 
-async def _rate(askers: list[Callable[[], Awaitable[None]]]) -> float:
-    """Return rows per second of callers that each ask again as soon as they are answered."""
-    begun = time.perf_counter()
-    counts = await asyncio.gather(*(_ask_until(asker, begun + _SECONDS) for asker in askers))
-    return sum(counts) * _BATCH / (time.perf_counter() - begun)
+async def _round(runner: Runner, inputs: dict[str, Any], askers: int) -> list[float]:
+    """Return how long each answer took of callers that ask again as soon as they are answered."""
+    took: list[float] = []
+    end = time.perf_counter() + _SECONDS
 
+    async def ask() -> None:
+        while (begun := time.perf_counter()) < end:
+            await runner.infer(inputs)
+            took.append((time.perf_counter() - begun) * 1e6)
 
-async def _ask_until(ask: Callable[[], Awaitable[None]], end: float) -> int:
-    count = 0
-    while time.perf_counter() < end:
-        await ask()
-        count += 1
-    return count
-
-
-async def _singles(runner: Runner) -> list[float]:
-    rows = mlp_rows(1)
-    took = []
-    for _ in range(_SINGLES):
-        begun = time.perf_counter()
-        await runner.infer({"features": rows})
-        took.append((time.perf_counter() - begun) * 1e6)
+    await asyncio.gather(*(ask() for _ in range(askers)))
     return took
 
 
-async def _recover(runner: Runner) -> dict[str, float]:
-    took = []
-    for _ in range(3):
-        pid = runner.pids[0]
-        begun = time.perf_counter()
-        os.kill(pid, signal.SIGKILL)
-        await runner.infer({"features": mlp_rows(1)})
-        took.append((time.perf_counter() - begun) * 1e3)
-    return {"kill to next answer ms": statistics.median(took)}
+async def _replacement(subject: _Subject) -> dict[str, float]:
+    figures = {}
+    for name, nursery in (("started", False), ("forked", True)):
+        async with _runner(subject, nursery) as (runner, warm):
+            took = []
+            for _ in range(7):
+                begun = time.perf_counter()
+                os.kill(runner.pids[0], signal.SIGKILL)
+                await runner.infer(subject.rows(1))
+                took.append((time.perf_counter() - begun) * 1e3)
+            figures[f"kill to next answer, {name} ms"] = statistics.median(took)
+            pids = (*runner.pids, *([warm.pid] if warm.pid is not None else []))
+            figures[f"one worker, {name}, PSS MB"] = sum(
+                psutil.Process(pid).memory_full_info().pss / 1e6 for pid in pids
+            )
+    return figures
 
 
-def _memory(runner: Runner) -> dict[str, float]:
-    worker = psutil.Process(runner.pids[0]).memory_full_info()
-    agent = psutil.Process().memory_full_info()
-    return {
-        "worker PSS MB": worker.pss / 1e6,
-        "worker USS MB": worker.uss / 1e6,
-        "this process PSS MB": agent.pss / 1e6,
-    }
-
-
-def _remote(baseline: Connection, what: str) -> Any:
-    baseline.send(what)
-    return baseline.recv()
-
-
-def _baseline(control: Connection, model: bytes) -> None:
-    """Answer "rate" and "singles" with figures of a session in this process, until told to end."""
+def _baseline(control: Connection, subject: _Subject) -> None:
+    """Answer each number of rows with how long runs of a session in this process took, until told to end."""
     os.environ["ORT_DISABLE_TELEMETRY"] = "1"
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-    batch, single = {"features": mlp_rows(_BATCH)}, {"features": mlp_rows(1)}
-    while (what := control.recv()) is not None:
-        begun, count, took = time.perf_counter(), 0, []
-        while what == "rate" and time.perf_counter() < begun + _SECONDS:
-            session.run(None, batch)
-            count += 1
-        for _ in range(_SINGLES if what == "singles" else 0):
-            at = time.perf_counter()
-            session.run(None, single)
-            took.append((time.perf_counter() - at) * 1e6)
-        control.send(took if took else count * _BATCH / (time.perf_counter() - begun))
+    session = onnxruntime.InferenceSession(subject.model, options, providers=["CPUExecutionProvider"])
+    while (rows := control.recv()) is not None:
+        inputs, took = subject.rows(rows), []
+        end = time.perf_counter() + _SECONDS
+        while (begun := time.perf_counter()) < end:
+            session.run(None, inputs)
+            took.append((time.perf_counter() - begun) * 1e6)
+        control.send(took)

@@ -119,6 +119,51 @@ def mlp_model() -> bytes:
     )
 
 
+TREE_FEATURES = 30
+TREE_INPUTS = (TensorSpec("features", "float32", (-1, TREE_FEATURES)),)
+TREE_OUTPUTS = (TensorSpec("score", "float32", (-1, 1)),)
+
+
+def tree_model(trees: int = 100) -> bytes:
+    """Return an ensemble of trees of 31 leaves, as LightGBM makes them, with random splits; for benchmarks."""
+    random = np.random.default_rng(1)
+    table: dict[str, list[Any]] = {name: [] for name in ("tree", "node", "feature", "mode", "value", "yes", "no")}
+    leaves: dict[str, list[Any]] = {"tree": [], "node": [], "weight": []}
+    for tree in range(trees):
+        for node in range(1, 62):  # as in a heap: 1 to 30 split, 31 to 61 are leaves
+            splits = node <= 30
+            row = (tree, node, int(random.integers(TREE_FEATURES)), b"BRANCH_LT" if splits else b"LEAF")
+            row += (float(random.normal()), 2 * node if splits else 0, 2 * node + 1 if splits else 0)
+            for name, cell in zip(table, row, strict=True):
+                table[name].append(cell)
+            if not splits:
+                for name, cell in zip(leaves, (tree, node, float(random.normal())), strict=True):
+                    leaves[name].append(cell)
+    node = helper.make_node(
+        "TreeEnsembleRegressor",
+        ["features"],
+        ["score"],
+        domain="ai.onnx.ml",
+        n_targets=1,
+        nodes_treeids=table["tree"],
+        nodes_nodeids=table["node"],
+        nodes_featureids=table["feature"],
+        nodes_modes=table["mode"],
+        nodes_values=table["value"],
+        nodes_truenodeids=table["yes"],
+        nodes_falsenodeids=table["no"],
+        target_treeids=leaves["tree"],
+        target_nodeids=leaves["node"],
+        target_ids=[0] * len(leaves["tree"]),
+        target_weights=leaves["weight"],
+    )
+    value = helper.make_tensor_value_info
+    inputs = [value("features", TensorProto.FLOAT, ["n", TREE_FEATURES])]
+    graph = helper.make_graph([node], "trees", inputs, [value("score", TensorProto.FLOAT, ["n", 1])])
+    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("ai.onnx.ml", 3)]
+    return bytes(helper.make_model(graph, opset_imports=opsets, ir_version=8).SerializeToString())
+
+
 def tripwire_model() -> bytes:
     """Return a flow-like model (x -> y, doubled) whose work depends on its input ``kind``, one int64.
 

@@ -343,6 +343,10 @@ class Area:
         self._memory[at : at + _TOTAL.size] = _TOTAL.pack(len(packed))
         self._memory[at + _TOTAL.size : at + _TOTAL.size + len(packed)] = packed
 
+    def raw_shapes(self) -> bytes:
+        """Return the inputs' shapes as they lie there: to tell whether they are those of another time."""
+        return self._memory[self._start : self._start + len(self._plan.inputs) * _MAX_DIMS * 8]
+
     def read_shape(self, index: int, tensor: Tensor) -> Shape:
         """Return the shape the agent wrote for a tensor of the plan, inputs first."""
         return tuple(self.shapes[index, : len(tensor.shape)].tolist())

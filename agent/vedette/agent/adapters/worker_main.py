@@ -157,8 +157,8 @@ class Model:
         self._runtime: Any = onnxruntime
         self._plan = plan
         self.areas = areas
-        self._bindings: dict[tuple[int, tuple[Shape, ...], bytes], Any] = {}
-        self._written: dict[int, object] = {}  # of each area, what its output shapes were written for
+        self._bindings: dict[tuple[int, bytes, bytes], Any] = {}
+        self._written: dict[int, bytes] = {}  # of each area, what its output shapes were written for
         tensors = (*plan.inputs, *plan.outputs)
         self._binds = all(t.row_shaped or -1 not in t.shape for t in plan.outputs) and not any(
             t.is_text for t in tensors
@@ -206,11 +206,9 @@ class Model:
             raise ModelError(Failure.TIMEOUT if stopped else _failure_of(exc, Failure.MODEL), str(exc)) from exc
 
     def _run(self, area: int, chosen: bytes, options: Any) -> None:
-        place = self.areas[area]
-        shapes = tuple(place.read_shape(index, t) for index, t in enumerate(self._plan.inputs))
         if self._binds:
             try:
-                self._run_bound(area, shapes, chosen, options)
+                self._run_bound(area, chosen, options)
                 return
             except Exception as exc:
                 if _OTHER_SHAPE not in str(exc):
@@ -218,21 +216,26 @@ class Model:
                 # The rows of an output are not the rows of the inputs (a detector's boxes): let the runtime allocate.
                 self._binds = False
                 self._bindings.clear()
-        self._run_copied(area, shapes, chosen, options)
+        self._run_copied(area, chosen, options)
 
-    def _run_bound(self, area: int, shapes: tuple[Shape, ...], chosen: bytes, options: Any) -> None:
-        key = (area, shapes, chosen)
+    def _shapes(self, area: int) -> tuple[Shape, ...]:
+        place = self.areas[area]
+        return tuple(place.read_shape(index, t) for index, t in enumerate(self._plan.inputs))
+
+    def _run_bound(self, area: int, chosen: bytes, options: Any) -> None:
+        raw = self.areas[area].raw_shapes()  # of small batches, taking shapes apart would be a tenth of the time
+        key = (area, raw, chosen)
         binding = self._bindings.get(key)
         if binding is None:
             if len(self._bindings) >= _MOST_BINDINGS:
                 self._bindings.clear()
-            binding = self._bindings[key] = self._bound(area, shapes, chosen)
+            binding = self._bindings[key] = self._bound(area, self._shapes(area), chosen)
         self._session.run_with_iobinding(binding, options)
-        if self._written.get(area) != shapes:
-            rows = _rows(self._plan.inputs, shapes)
+        if self._written.get(area) != raw:
+            rows = _rows(self._plan.inputs, self._shapes(area))
             for index, tensor in enumerate(self._plan.outputs, len(self._plan.inputs)):
                 self.areas[area].shapes[index, : len(tensor.shape)] = _with_rows(tensor, rows)
-            self._written[area] = shapes
+            self._written[area] = raw
 
     def _bound(self, area: int, shapes: tuple[Shape, ...], chosen: bytes) -> Any:
         binding = self._session.io_binding()
@@ -247,9 +250,9 @@ class Model:
             binding.bind_output(tensor.name, "cpu", 0, tensor.dtype.type, shape, at)
         return binding
 
-    def _run_copied(self, area: int, shapes: tuple[Shape, ...], chosen: bytes, options: Any) -> None:
+    def _run_copied(self, area: int, chosen: bytes, options: Any) -> None:
         place = self.areas[area]
-        feeds = {t.name: _fed(place, t, shape) for t, shape in zip(self._plan.inputs, shapes, strict=True)}
+        feeds = {t.name: _fed(place, t, shape) for t, shape in zip(self._plan.inputs, self._shapes(area), strict=True)}
         asked = [(index, t) for index, t in enumerate(self._plan.outputs) if not chosen or chosen[index]]
         outputs = self._session.run([tensor.name for _, tensor in asked], feeds, options)
         for (index, tensor), array in zip(asked, outputs, strict=True):
