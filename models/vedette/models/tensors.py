@@ -3,8 +3,10 @@
 Layout: 8 bytes little-endian length of the header, the header as JSON (name -> dtype, shape, data_offsets), then the
 arrays' bytes, little-endian and row-major. No code, no pickles, no compression, so the size read is the size used.
 
+Strings are object arrays of ``bytes``; in the file the length of each, four bytes, stands before it.
+
 Source: the file format of the safetensors library (huggingface/safetensors), read and written here in part: numeric
-dtypes and bool only.
+dtypes and bool. ``BYTES`` is our own addition.
 """
 
 from __future__ import annotations
@@ -36,6 +38,9 @@ _NAMES = {
     "F32": np.dtype("<f4"),
     "F64": np.dtype("<f8"),
 }
+_TEXT = np.dtype(object)
+_TEXT_NAME = "BYTES"
+_TEXT_LENGTH_BYTES = 4
 _DTYPES = {dtype: name for name, dtype in _NAMES.items()}
 
 Arrays = Mapping[str, npt.NDArray[Any]]
@@ -56,12 +61,9 @@ def dump_tensors(arrays: Arrays) -> bytes:
     offset = 0
     for name in sorted(arrays):
         array = np.ascontiguousarray(arrays[name])
-        kind = array.dtype.newbyteorder("<")
-        if kind not in _DTYPES:
-            raise TensorFileError(f"array {name[:80]!r} has dtype {array.dtype}, known are {sorted(_NAMES)}")
-        part = array.astype(kind, copy=False).tobytes()
+        dtype, part = _dumped(name, array)
         header[name] = {
-            "dtype": _DTYPES[kind],
+            "dtype": dtype,
             "shape": list(arrays[name].shape),
             "data_offsets": [offset, offset + len(part)],
         }
@@ -72,6 +74,18 @@ def dump_tensors(arrays: Arrays) -> bytes:
     if len(made) > MAX_TENSOR_FILE_BYTES:
         raise TensorFileError(f"tensor file would be {len(made)} bytes, limit {MAX_TENSOR_FILE_BYTES}")
     return made
+
+
+def _dumped(name: str, array: npt.NDArray[Any]) -> tuple[str, bytes]:
+    kind = array.dtype.newbyteorder("<")
+    if kind == _TEXT:
+        values = array.ravel().tolist()
+        if any(type(value) is not bytes for value in values):
+            raise TensorFileError(f"array {name[:80]!r} of objects holds other things than bytes")
+        return _TEXT_NAME, b"".join(len(value).to_bytes(_TEXT_LENGTH_BYTES, "little") + value for value in values)
+    if kind not in _DTYPES:
+        raise TensorFileError(f"array {name[:80]!r} has dtype {array.dtype}, known are {sorted(_NAMES)}")
+    return _DTYPES[kind], array.astype(kind, copy=False).tobytes()
 
 
 def load_tensors(data: bytes) -> dict[str, npt.NDArray[Any]]:
@@ -95,13 +109,31 @@ def load_tensors(data: bytes) -> dict[str, npt.NDArray[Any]]:
 
 
 def _array(name: str, entry: Any, body: memoryview) -> npt.NDArray[Any]:
-    dtype, shape = _NAMES[entry["dtype"]], entry["shape"]
+    is_text = entry["dtype"] == _TEXT_NAME
+    dtype, shape = _TEXT if is_text else _NAMES[entry["dtype"]], entry["shape"]
     begin, end = entry["data_offsets"]
     if any(type(number) is not int or number < 0 for number in (*shape, begin, end)) or len(shape) > 8:
         raise TensorFileError(f"array {name[:80]!r} has shape {str(shape)[:80]} at {begin} to {end}")
     count = math.prod(shape)
+    if is_text:
+        return _strings(name, bytes(body[begin:end]), count).reshape(shape)
     if end > len(body) or end - begin != count * dtype.itemsize:
         raise TensorFileError(
             f"array {name[:80]!r} of {count} x {dtype.itemsize} bytes claims {begin} to {end} of {len(body)}"
         )
     return np.frombuffer(body[begin:end], dtype).reshape(shape)
+
+
+def _strings(name: str, packed: bytes, count: int) -> npt.NDArray[Any]:
+    if count * _TEXT_LENGTH_BYTES > len(packed):
+        raise TensorFileError(f"array {name[:80]!r} claims {count} strings in {len(packed)} bytes")
+    values, at = [], 0
+    for _ in range(count):
+        start = at + _TEXT_LENGTH_BYTES
+        at = start + int.from_bytes(packed[at:start], "little")
+        values.append(packed[start:at])
+    if at != len(packed):
+        raise TensorFileError(f"array {name[:80]!r} has {count} strings in {at} bytes of {len(packed)}")
+    made = np.empty(count, _TEXT)
+    made[:] = values
+    return made

@@ -79,7 +79,7 @@ def test_size_is_checked_first():
         load_tensors(bytes(MAX_TENSOR_FILE_BYTES + 1))
 
 
-def test_an_array_of_objects_has_no_form():
+def test_an_array_of_other_objects_than_bytes_has_no_form():
     with pytest.raises(TensorFileError, match="object"):
         dump_tensors({"x": np.array([object()])})
 
@@ -138,3 +138,32 @@ def test_whole_numbers_must_be_equal_whatever_the_tolerance():
 
 def test_a_missing_output_is_named():
     assert mismatch({"label": np.array([1])}, {}, EXACT) == "output 'label' is absent"
+
+
+def _strings(*values):
+    made = np.empty(len(values), object)
+    made[:] = values
+    return made
+
+
+def test_strings_read_back_byte_for_byte():
+    words = _strings(b"", b"a\0", "\u00e9".encode(), b"\xff").reshape(2, 2)
+    back = load_tensors(dump_tensors({"words": words, "n": np.arange(3)}))
+    assert (back["words"].shape, back["words"].tolist(), back["n"].tolist()) == ((2, 2), words.tolist(), [0, 1, 2])
+
+
+@pytest.mark.parametrize(
+    ("shape", "packed"),
+    [([2], b"\0\0\0\0"), ([1], b"\5\0\0\0abc"), ([1], b"\1\0\0\0ab"), ([2**40], b""), ([0], b"x"), ([1], b"\0")],
+    ids=["too few", "a length beyond the end", "bytes left over", "more than there are", "none and some", "cut length"],
+)
+def test_strings_that_lie_are_refused(shape, packed):
+    header = json.dumps({"w": {"dtype": "BYTES", "shape": shape, "data_offsets": [0, len(packed)]}}).encode()
+    with pytest.raises(TensorFileError):
+        load_tensors(len(header).to_bytes(8, "little") + header + packed)
+
+
+def test_strings_must_be_equal_and_the_first_that_is_not_is_named():
+    exact = Tolerance(0.0, 0.0)
+    assert mismatch({"w": _strings(b"a", b"b")}, {"w": _strings(b"a", b"b")}, exact) is None
+    assert "at [1] is b'c', golden is b'b'" in mismatch({"w": _strings(b"a", b"b")}, {"w": _strings(b"a", b"c")}, exact)

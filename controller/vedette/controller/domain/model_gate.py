@@ -44,7 +44,17 @@ _ELEMENT_BITS = {
 """Bits of an element by TensorProto.DataType (onnx.proto); types not listed are refused."""
 _TYPED_FIELDS = {1: "float_data", 7: "int64_data", 11: "double_data", 12: "uint64_data", 13: "uint64_data"}
 """Where elements lie when not in ``raw_data``; every other type uses ``int32_data``."""
-_IO_TYPES = {1: "float32", 2: "uint8", 3: "int8", 4: "uint16", 5: "int16", 6: "int32", 7: "int64", 9: "bool"} | {
+_IO_TYPES = {
+    1: "float32",
+    2: "uint8",
+    3: "int8",
+    4: "uint16",
+    5: "int16",
+    6: "int32",
+    7: "int64",
+    8: "bytes",
+    9: "bool",
+} | {
     10: "float16",
     11: "float64",
     12: "uint32",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -109,10 +109,26 @@ def run(session: onnxruntime.InferenceSession, inputs: Mapping[str, npt.NDArray[
     """
     names = [value.name for value in session.get_outputs()]
     try:
-        return dict(zip(names, session.run(names, dict(inputs)), strict=True))
+        found = session.run(names, {name: _as_words(array) for name, array in inputs.items()})
+        return {name: _as_bytes(array) for name, array in zip(names, found, strict=True)}
     except Exception as exc:  # its exceptions share no base class
         rows = len(next(iter(inputs.values())))
         raise ModelRefused("run", f"it fails at {rows} rows: {str(exc)[:300]}") from exc
+
+
+def _as_words(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Return an array as onnxruntime takes it: it wants strings as ``str``, everything here has them as ``bytes``."""
+    return _each(array, bytes.decode) if array.dtype == object else array
+
+
+def _as_bytes(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    return _each(array, str.encode) if array.dtype == object else array
+
+
+def _each(array: npt.NDArray[Any], change: Callable[[Any], Any]) -> npt.NDArray[Any]:
+    made = np.empty(array.size, object)
+    made[:] = [change(value) for value in array.flat]
+    return made.reshape(array.shape)
 
 
 def _try(
@@ -134,7 +150,8 @@ def _try(
             raise ModelRefused("shapes", f"output {port.name!r} declares {list(port.shape)} and answers {list(true)}")
         if port.shape[0] != -1:
             repaired.append(port.name)
-        dtype = answers[1][port.name].dtype.name
+        kind = answers[1][port.name].dtype
+        dtype = "bytes" if kind.kind == "O" else kind.name
         if dtype != port.dtype:
             raise ModelRefused("shapes", f"output {port.name!r} declares {port.dtype} and answers {dtype}")
         made.append(replace(port, shape=true))
@@ -144,14 +161,17 @@ def _try(
 def sample_rows(inputs: Sequence[Port], rows: int, *, seed: int) -> Arrays:
     """Return made-up rows for every input, the same for the same seed.
 
-    Whole numbers are 0 or 1: any table a model looks things up in has these places.
+    Whole numbers are 0 or 1: any table a model looks things up in has these places. Strings are "0" or "1".
     """
     source = np.random.default_rng(seed)
     made: Arrays = {}
     for port in inputs:
         shape = (rows, *port.shape[1:])
-        kind = np.dtype(port.dtype)
         whole = source.integers(0, 2, shape)
+        if port.dtype == "bytes":
+            made[port.name] = _each(whole, lambda value: b"%d" % value)
+            continue
+        kind = np.dtype(port.dtype)
         made[port.name] = (source.standard_normal(shape) if kind.kind == "f" else whole).astype(kind)
     return made
 
