@@ -250,6 +250,19 @@ def test_a_rotation_in_progress_is_nobodys_trouble_and_a_lost_file_is(writer: Wr
     assert writer.numbers == [0, 1]
 
 
+def test_a_file_that_is_put_back_is_no_trouble_any_more(writer: Writer) -> None:
+    writer.log(1)
+    writer.take()
+    aside = writer.path.with_name("aside")
+    writer.path.rename(aside)
+    writer.now_s += 31
+    writer.take()
+    assert writer.follower.problem is not None
+    aside.rename(writer.path)
+    writer.take()
+    assert writer.follower.problem is None
+
+
 @pytest.mark.parametrize("make", ["fifo", "socket", "folder", "device"])
 def test_only_regular_files_are_followed_and_nothing_waits_for_another(writer: Writer, make: str) -> None:
     if make == "fifo":

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -140,6 +140,13 @@ async def test_without_a_model_the_host_is_read_all_the_same() -> None:
     await bench.steps(1)
     assert (bench.source.counters.rows, bench.source.counters.scored) == (3, 1)
     assert bench.lines[0]["host_metrics"]["forks_rate"] == 3.0, "of one interval, not of four"
+
+
+async def test_a_model_that_only_borrows_the_schema_is_not_fed() -> None:
+    bench = Bench()
+    bench.actives["host-health"] = Active(replace(RELEASE, kind="tensor"))
+    await bench.steps(3)
+    assert bench.asked == []
 
 
 async def test_it_waits_an_interval_between_two_rows() -> None:

@@ -150,6 +150,16 @@ async def test_a_place_is_settled_only_when_all_before_it_has_been_told(bench: B
     assert bench.source.settled == bench.source.place()
 
 
+async def test_a_place_is_not_settled_before_its_second_can_have_closed(bench: Bench) -> None:
+    bench.flows.finished_flows = 10**9
+    bench.log(*lines(1))
+    bench.read()
+    await bench.pass_s(SETTLE_S - POLL_S)
+    assert bench.source.settled is None
+    await bench.pass_s(2 * POLL_S)
+    assert bench.source.settled is not None
+
+
 async def test_a_process_that_dies_repeats_only_what_was_not_settled(bench: Bench) -> None:
     bench.log(*lines(1, 2))
     await bench.pass_s(1)
