@@ -46,7 +46,13 @@ from vedette.agent.adapters.pressure import Budgets, PressureWatch, StrainGauge
 from vedette.agent.adapters.reconciler import Reconciler, current_status
 from vedette.agent.adapters.serving import EventKind, ServingEvent
 from vedette.agent.adapters.spool import Spool
-from vedette.agent.adapters.standing import flow_standing, model_standing, pressure_standing, process_standing
+from vedette.agent.adapters.standing import (
+    flow_standing,
+    model_standing,
+    pressure_standing,
+    process_standing,
+    spool_standing,
+)
 from vedette.agent.adapters.state import State
 from vedette.agent.adapters.telemetry import Reporter
 from vedette.agent.adapters.templates import TemplateFile
@@ -543,11 +549,7 @@ class Agent:
             flows=flow_standing(self._settings, self._collector, self._pipeline),
             models=model_standing(self._serving, self._clock, self._settings.budget.memory_bytes),
             quarantine=dict(self._serving.quarantine),
-            spool={
-                "waiting_bytes": self._spool.bytes_waiting,
-                "budget_bytes": self._settings.telemetry.spool_bytes,
-                "batches_dropped": self._spool.batches_dropped,
-            },
+            spool=spool_standing(self._spool, self._clock, self._settings.telemetry.spool_bytes),
             pressure=pressure_standing(self._pressure),
             download_bytes_per_s=self._figures.downloads.bytes_per_s if self._figures.downloads else 0.0,
         )

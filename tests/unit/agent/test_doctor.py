@@ -77,7 +77,7 @@ def ground(**changes: Any) -> Ground:
         "conditions": [],
         "flows": flows(exporter()),
         "sinks": [{"sink": "json", "written": 5, "lost": {}, "waiting_bytes": 0, "problem": None}],
-        "spool": {"waiting_bytes": 0, "budget_bytes": 1000, "batches_dropped": 0},
+        "spool": {"waiting_bytes": 0, "budget_bytes": 1000, "batches_dropped": 0, "oldest_s_ago": None},
         "pressure": {"level": "none", "flow_share": 1.0},
     }
     return Ground(Sight.RUNNING, report | changes)
@@ -331,14 +331,18 @@ _TABLE: dict[str, tuple[Iterable[Check], Level, list[str]]] = {
     ),
     "spool": (doctor.check_spool(ground()), _OK, ["0 B of telemetry wait, of 1 kB"]),
     "spool half full": (
-        doctor.check_spool(ground(spool={"waiting_bytes": 501, "budget_bytes": 1000, "batches_dropped": 0})),
+        doctor.check_spool(
+            ground(spool={"waiting_bytes": 501, "budget_bytes": 1000, "batches_dropped": 0, "oldest_s_ago": None})
+        ),
         _WARN,
         ["501 B"],
     ),
     "spool over": (
-        doctor.check_spool(ground(spool={"waiting_bytes": 1, "budget_bytes": 1000, "batches_dropped": 1})),
+        doctor.check_spool(
+            ground(spool={"waiting_bytes": 1, "budget_bytes": 1000, "batches_dropped": 1, "oldest_s_ago": 7300.0})
+        ),
         _WARN,
-        ["1 batch given up"],
+        ["1 batch given up", "the oldest of 2 h ago"],
     ),
     "no pressure": (doctor.check_pressure(ground()), _OK, ["nothing is given up"]),
     "pressure": (doctor.check_pressure(ground(pressure={"level": "profiles", "flow_share": 1})), _WARN, ["profiles"]),

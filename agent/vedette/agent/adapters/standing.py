@@ -14,6 +14,7 @@ from vedette.agent.adapters.collector import Collector
 from vedette.agent.adapters.pipeline import FlowPipeline
 from vedette.agent.adapters.pressure import PressureWatch
 from vedette.agent.adapters.serving import ActiveModel, Serving
+from vedette.agent.adapters.spool import Spool
 from vedette.agent.adapters.usage import proportional_bytes
 from vedette.agent.domain.clock import TrustedClock
 from vedette.agent.settings import Settings
@@ -85,3 +86,16 @@ def _model(model: ActiveModel, now_s: float, budget_bytes: int) -> dict[str, Any
 def pressure_standing(watch: PressureWatch) -> dict[str, Any]:
     """Return what is given up under pressure."""
     return {"level": watch.pressure.level.name.lower(), "flow_share": watch.pressure.share}
+
+
+def spool_standing(spool: Spool, clock: TrustedClock, budget_bytes: int) -> dict[str, Any]:
+    """Return what telemetry waits; ``oldest_s_ago`` None when nothing does or nobody knows."""
+    waiting = spool.waiting()
+    age = None if waiting.oldest is None else (clock.now() - waiting.oldest).total_seconds()
+    return {
+        "waiting_bytes": spool.bytes_waiting,
+        "budget_bytes": budget_bytes,
+        "batches": waiting.batches,
+        "oldest_s_ago": None if age is None else max(0.0, round(age, 1)),
+        "batches_dropped": spool.batches_dropped,
+    }

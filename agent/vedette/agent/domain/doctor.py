@@ -26,7 +26,6 @@ _ENDLESS_YEAR = 9999
 _LEAST_FREE_BYTES = 8 * 2**20
 _LEAST_INODES = 1000
 _MOST_NAMED = 3
-_WEEK_S = 7 * 86_400.0
 
 
 class Level(StrEnum):
@@ -573,6 +572,8 @@ def check_spool(ground: Ground) -> Iterator[Check]:
     if not spool:
         return
     text = f"{size(spool['waiting_bytes'])} of telemetry wait, of {size(spool['budget_bytes'])}"
+    if spool["oldest_s_ago"] is not None:
+        text = f"{text}, the oldest of {ago(spool['oldest_s_ago'])}"
     if spool["batches_dropped"]:
         text = f"{text}; {plural(spool['batches_dropped'], 'batch', 'batches')} given up since the start"
         yield _warn("spool", text, "Mend the link, or raise telemetry.spool")
