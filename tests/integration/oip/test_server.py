@@ -442,6 +442,25 @@ async def _write_for_ever(stream: Any, body: bytes) -> None:
         await stream.write(body)
 
 
+async def test_streams_that_stay_open_leave_room_for_calls(
+    client: Client, server: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vedette.agent.adapters.oip._MOST_OPEN", 4)
+    streams = [client.stream() for _ in range(3)]
+    watch = client.watch(WATCH, b"")
+    assert health_pb2.HealthCheckResponse.FromString(await watch.read()).status == SERVING
+    await until(lambda: server.counts.streams == 4)
+    assert await _code(client.stream().read()) == "RESOURCE_EXHAUSTED"
+    assert await _code(client.watch(WATCH, b"").read()) == "RESOURCE_EXHAUSTED"
+    assert await _code(client.infer(_flow())) == "OK"
+    for stream in (*streams, watch):
+        stream.cancel()
+    await until(lambda: not server.counts.streams)
+    again = client.stream()
+    await again.write(_flow().SerializeToString())
+    assert pb.ModelStreamInferResponse.FromString(await again.read()).error_message == ""
+
+
 async def test_a_stream_of_bytes_that_are_no_messages_goes_on(client: Client) -> None:
     stream = client.stream()
     for body in (b"\xff" * 20, b"", _flow(id="good").SerializeToString()):

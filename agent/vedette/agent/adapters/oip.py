@@ -32,7 +32,7 @@ from vedette.agent.adapters.oip_errors import NotAllowed, NotOffered, code_of, t
 from vedette.agent.adapters.oip_service import InferenceService, parsed
 from vedette.agent.adapters.serving import Serving
 from vedette.agent.domain.advice import AdvisedError
-from vedette.agent.domain.errors import AgentError, InvalidRequest
+from vedette.agent.domain.errors import AgentError, InvalidRequest, Overloaded
 from vedette.agent.settings import OipSettings
 from vedette.wire.oip import inference_pb2 as pb
 
@@ -46,6 +46,8 @@ SOCKET_MODE = 0o660
 _STREAM_WINDOW = 8  # requests of one stream in progress
 _MOST_STREAMS = 256  # of one connection, calls included
 _MOST_CALLS = 1024
+_MOST_OPEN = 512  # of these that may stay open for long: streams and watches; the rest is for calls that end
+_OPEN_S = 1.0
 _LOOK_S = 0.5  # at readiness, for those who watch it
 _MOST_SECRET_BYTES = 64 * 1024
 _LEAST_TOKEN = 16
@@ -307,6 +309,7 @@ class Calls:
 
     async def _stream(self, requests: AsyncIterator[bytes], context: grpc.aio.ServicerContext[bytes, bytes]) -> None:
         """Answer the requests of a stream in their order, several in progress at once."""
+        await _check_open(self._service, context)
         ends_at_error = _wants_grpc_errors(context)
         waiting: asyncio.Queue[asyncio.Task[bytes | AgentError] | None] = asyncio.Queue(_STREAM_WINDOW)
         tasks: set[asyncio.Task[Any]] = set()
@@ -349,6 +352,12 @@ class Calls:
         except Exception:
             return _error_in_stream(body, _bug("ModelStreamInfer"))
         return _in_stream(body, answer)
+
+
+async def _check_open(service: InferenceService, context: grpc.aio.ServicerContext[Any, Any]) -> None:
+    """Refuse one more stream or watch where too many are open."""
+    if service.counts.streams >= _MOST_OPEN:
+        await _abort(context, Overloaded(f"{_MOST_OPEN} streams and watches are open, limit {_MOST_OPEN}", _OPEN_S))
 
 
 def _wants_grpc_errors(context: grpc.aio.ServicerContext[Any, Any]) -> bool:
@@ -452,13 +461,18 @@ class Health:
 
     async def _watch(self, body: bytes, context: grpc.aio.ServicerContext[bytes, bytes]) -> None:
         name = await self._name(body, context)
+        await _check_open(self._service, context)
         told = None
-        while True:
-            status = self._status(name)
-            if status != told:
-                told = status
-                await context.write(self._pb.HealthCheckResponse(status=status).SerializeToString())
-            await asyncio.sleep(_LOOK_S)
+        self._service.counts.streams += 1
+        try:
+            while True:
+                status = self._status(name)
+                if status != told:
+                    told = status
+                    await context.write(self._pb.HealthCheckResponse(status=status).SerializeToString())
+                await asyncio.sleep(_LOOK_S)
+        finally:
+            self._service.counts.streams -= 1
 
     async def _name(self, body: bytes, context: grpc.aio.ServicerContext[bytes, bytes]) -> str:
         try:

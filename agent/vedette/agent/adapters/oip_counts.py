@@ -20,7 +20,7 @@ class RequestCounts:
         self._ends: Counter[tuple[str, str, str]] = Counter()
         self._latencies: dict[str, list[int]] = {}
         self._seconds: dict[str, float] = {}
-        self.streams = 0  # open now
+        self.streams = 0  # open now, and watches of health
 
     def add(self, method: str, slot: str, code: str, took_s: float) -> None:
         """Count the end of a request; ``slot`` is empty where there is none of that name."""
@@ -51,5 +51,5 @@ class RequestCounts:
         yield Family("vedette_agent_requests_total", "counter", text, ends)
         text = "From a request's bytes to its answer's, by slot."
         yield histogram("vedette_agent_request_duration_seconds", text, _EDGES_S, self._latencies, self._seconds)
-        text = "Streams of requests that are open."
+        text = "Streams of requests, and watches of health, that are open."
         yield Family("vedette_agent_request_streams", "gauge", text, (Sample(self.streams),))
