@@ -23,9 +23,6 @@ def path(tmp_path: Path) -> Path:
 
 def filled(path: Path, count: int = MANY) -> Spool:
     spool = Spool(path, 1 << 30, boot_epoch=3)
-    with sqlite3.connect(path) as opened:
-        if "hold" not in {row[1] for row in opened.execute("PRAGMA table_info(batches)")}:
-            opened.execute("ALTER TABLE batches ADD COLUMN hold INTEGER NOT NULL DEFAULT 0")
     for _ in range(count):
         spool.append([window()])
     return spool
