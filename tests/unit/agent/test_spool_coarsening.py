@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import shutil
 import sqlite3
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, closing, contextmanager
@@ -237,6 +239,49 @@ class Controller:
         self.lost += sum(gap.rows for gap in admission.lost)
         if admission.is_new:
             self.rows += sum(window.rows for window in batch.windows)
+
+
+_CHILD = """
+import sys
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from vedette.agent.adapters.spool import Spool
+from vedette.wire.convert import BATCH
+from vedette.wire.values import Window
+epoch = int(sys.argv[2])
+spool = Spool(Path(sys.argv[1]), 3000, epoch)
+for minute in range(10**6):
+    at = datetime(2026, 1, epoch, tzinfo=UTC) + timedelta(minutes=minute % 1440)
+    spool.append([Window(start=at, end=at, slot="s", rows=1, counters={f"counter_{n:02}": 1 for n in range(12)})])
+    print("stored", flush=True)
+    if minute % 23 == 22:
+        batch = spool.oldest()
+        print("sent", BATCH.to_wire(batch).SerializeToString().hex(), flush=True)
+        if minute % 2:
+            spool.acknowledge(batch.boot_epoch, batch.sequence)
+"""
+
+
+def test_an_agent_killed_while_it_merges_counts_nothing_twice_and_loses_nothing(tmp_path: Path) -> None:
+    controller, stored, path = Controller(), 0, tmp_path / "spool.db"
+    for epoch, lines in enumerate((150, 71, 233), start=1):
+        command = [sys.executable, "-c", _CHILD, str(path), str(epoch)]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:
+            assert child.stdout is not None
+            said = [child.stdout.readline() for _ in range(lines)]
+            child.kill()
+            said += child.stdout.readlines()
+        for line in (line for line in said if line.endswith("\n")):
+            word, _, body = line.rstrip().partition(" ")
+            stored += word == "stored"
+            if word == "sent":
+                controller.report(BATCH.from_wire(telemetry_pb2.TelemetryBatch.FromString(bytes.fromhex(body))))
+    with closing(Spool(path, 10**6, boot_epoch=9)) as spool:
+        assert spool.waiting().merged > 0
+        for batch in drained(spool):
+            controller.report(batch)
+    assert controller.lost == 0
+    assert stored <= controller.rows <= stored + 3  # each run may have been killed before it said what it had stored
 
 
 class Life(RuleBasedStateMachine):
