@@ -1,0 +1,126 @@
+"""What the agent costs an appliance that has it: memory, time to the first verdict, CPU at 1,000 flows a second.
+
+The real program, enrolled nowhere, on a folder where this process installed small models; its flows are a shared
+capture's, over UDP. Memory is proportional (PSS) and of all its processes, CPU too.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import psutil
+
+from tests.support.captures import capture_datagrams
+from tests.support.daemon import CAPTURE, Daemon
+from tests.support.flow_models import flow_release
+from tests.support.tiny_models import Shelf
+from vedette.agent.adapters.clock import SystemClock
+from vedette.agent.adapters.serving import Serving, ServingSettings
+from vedette.agent.adapters.state import State
+from vedette.agent.adapters.usage import cpu_seconds, proportional_bytes
+from vedette.models.assignment import SlotAssignment
+
+_MODELS = (1, 8)
+_SETTLE_S = 4.0
+_CPU_S = 30.0
+_FLOWS_PER_S = 1000
+_STEP_S = 0.05
+_COUNTER = "vedette_agent_flows_total"
+
+
+def run() -> dict[str, float]:
+    """Return megabytes with one and eight models, seconds to the first verdict, and share of a core under load."""
+    figures: dict[str, float] = {}
+    for spare in ("auto", "off"):
+        for models in _MODELS:
+            with tempfile.TemporaryDirectory() as folder:
+                is_plain = spare == "auto" and models == 1
+                figures |= asyncio.run(_measure(Path(folder), models, spare, is_loaded=is_plain))
+    return figures
+
+
+async def _measure(folder: Path, models: int, spare: str, *, is_loaded: bool) -> dict[str, float]:
+    home = folder / "agent"
+    (home / "log").mkdir(parents=True)
+    (home / "s").mkdir(mode=0o700)
+    await _install(home / "s", models)
+    daemon = Daemon(home, extra=f'sink.json.emit = "all"\ninference.spare = "{spare}"\n')
+    what = f"{models} model{'s' if models > 1 else ''}, spare {spare}"
+    figures = {f"{what}: start to first verdict s": await _first_verdict(daemon)}
+    try:
+        await asyncio.sleep(_SETTLE_S)
+        figures[f"{what}: PSS of all processes MB"] = sum(map(proportional_bytes, _pids(daemon))) / 1e6
+        figures[f"{what}: PSS of the main process MB"] = proportional_bytes(_pids(daemon)[0]) / 1e6
+        if is_loaded:
+            figures |= await _under_load(daemon)
+    finally:
+        await daemon.stop()
+    return figures
+
+
+async def _install(state_dir: Path, models: int) -> None:
+    shelf, state = Shelf(), State(state_dir / "state.db")
+    serving = Serving(state, state_dir / "blobs", ServingSettings(), SystemClock())
+
+    async def fetch(blob: object) -> Path:
+        return await shelf.fetch_to(state_dir / "blobs", blob)
+
+    for number in range(models):
+        release = replace(flow_release(shelf, bias=-5.0 - number), model=f"threat-{number}")
+        target = SlotAssignment(release.model, release.model, 1, release.digest, release.builds[0].digest)
+        await serving.install(target, release, fetch)
+    await serving.stop()
+    state.close()
+
+
+async def _first_verdict(daemon: Daemon) -> float:
+    datagrams = capture_datagrams(CAPTURE)[:20]  # few: what queues up while it starts is no idle memory
+    begun = time.perf_counter()
+    daemon.process = await daemon._spawn("run")
+    while not (daemon.verdicts.exists() and daemon.verdicts.stat().st_size):
+        daemon.send(datagrams)
+        await asyncio.sleep(0.1)
+    return time.perf_counter() - begun
+
+
+def _pids(daemon: Daemon) -> list[int]:
+    if daemon.process is None:
+        raise RuntimeError("the agent does not run")
+    main = psutil.Process(daemon.process.pid)
+    return [main.pid, *(child.pid for child in main.children(recursive=True))]
+
+
+async def _under_load(daemon: Daemon) -> dict[str, float]:
+    datagrams = capture_datagrams(CAPTURE)
+    per_datagram = await _flows_per_datagram(daemon, datagrams)
+    spent, flows = _spent(daemon), _flows(daemon)
+    begun, sent = time.perf_counter(), 0
+    while (passed := time.perf_counter() - begun) < _CPU_S:
+        due = int(passed * _FLOWS_PER_S / per_datagram)
+        daemon.send([datagrams[number % len(datagrams)] for number in range(sent, due)])
+        sent = due
+        await asyncio.sleep(_STEP_S)
+    took = time.perf_counter() - begun
+    return {
+        "under load flows/s": (_flows(daemon) - flows) / took,
+        "under load share of a core %": 100 * (_spent(daemon) - spent) / took,
+    }
+
+
+async def _flows_per_datagram(daemon: Daemon, datagrams: list[object]) -> float:
+    before = _flows(daemon)
+    daemon.send(datagrams[:200])
+    await asyncio.sleep(3.0)
+    return max((_flows(daemon) - before) / 200, 1.0)
+
+
+def _flows(daemon: Daemon) -> float:
+    return sum(value for name, value in daemon.metrics().items() if name.split("{")[0] == _COUNTER)
+
+
+def _spent(daemon: Daemon) -> float:
+    return sum(cpu_seconds(pid) or 0.0 for pid in _pids(daemon))
