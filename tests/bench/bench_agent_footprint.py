@@ -19,9 +19,9 @@ from tests.support.daemon import CAPTURE, Daemon
 from tests.support.flow_models import flow_release
 from tests.support.tiny_models import Shelf
 from vedette.agent.adapters.clock import SystemClock
-from vedette.agent.adapters.serving import Serving, ServingSettings
-from vedette.agent.adapters.state import State
-from vedette.agent.adapters.usage import cpu_seconds, proportional_bytes
+from vedette.agent.adapters.host.usage import cpu_seconds, proportional_bytes
+from vedette.agent.adapters.inference.serving import Serving, ServingSettings
+from vedette.agent.adapters.storage.state import State
 from vedette.models.assignment import SlotAssignment
 
 _MODELS = (1, 8)

@@ -26,10 +26,10 @@ from tests.support.flow_models import trained_release
 from tests.support.flow_training import capture_flows, capture_labels, capture_records
 from tests.support.tiny_models import Shelf, assigned
 from vedette.agent.adapters.clock import SystemClock
+from vedette.agent.adapters.host.usage import cpu_seconds
+from vedette.agent.adapters.inference.serving import Serving, ServingSettings
 from vedette.agent.adapters.pipeline import FlowPipeline
-from vedette.agent.adapters.serving import Serving, ServingSettings
-from vedette.agent.adapters.state import State
-from vedette.agent.adapters.usage import cpu_seconds
+from vedette.agent.adapters.storage.state import State
 from vedette.agent.domain.windows import Windows
 from vedette.models.flows.datagrams import Datagram
 from vedette.models.flows.records import FlowRecords

@@ -26,10 +26,10 @@ import psutil
 
 from tests.support import tiny_models
 from tests.support.memory_files import memory_file
-from vedette.agent.adapters.ring import Plan
-from vedette.agent.adapters.runner import Runner
-from vedette.agent.adapters.worker import Worker, WorkerSettings
-from vedette.agent.adapters.worker_process import Child, Nursery
+from vedette.agent.adapters.inference.ring import Plan
+from vedette.agent.adapters.inference.runner import Runner
+from vedette.agent.adapters.inference.worker import Worker, WorkerSettings
+from vedette.agent.adapters.inference.worker_process import Child, Nursery
 from vedette.models.release import TensorSpec
 
 _ROUNDS = 9

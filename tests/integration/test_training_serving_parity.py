@@ -27,9 +27,10 @@ from tests.support.flow_models import flow_release, trained_release
 from tests.support.flow_packets import SECONDS as PACKETS_S
 from tests.support.flow_packets import v5, v5_record
 from tests.support.tiny_models import Shelf, assigned
-from vedette.agent.adapters.collector import Collector
+from vedette.agent.adapters.inference.serving import Answer, Serving
 from vedette.agent.adapters.pipeline import FlowPipeline, Serves
-from vedette.agent.adapters.serving import Answer, Serving
+from vedette.agent.adapters.sinks.fanout import Verdicts
+from vedette.agent.adapters.sources.collector import Collector
 from vedette.agent.domain.windows import Windows
 from vedette.controller.conversion.parity import open_session
 from vedette.controller.jobs import import_data
@@ -95,8 +96,8 @@ class Lines:
     def __init__(self) -> None:
         self.text = b""
 
-    def write(self, lines: bytes, count: int) -> None:
-        self.text += lines
+    def write(self, verdicts: Verdicts) -> None:
+        self.text += b"".join(verdicts.lines)
 
     def verdicts(self) -> list[dict[str, Any]]:
         return [json.loads(line) for line in self.text.splitlines()]

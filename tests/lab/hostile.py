@@ -20,7 +20,7 @@ from pathlib import Path
 
 import grpc
 
-from vedette.agent.adapters.channels import SERVER_NAME, credentials
+from vedette.agent.adapters.fleet.channels import SERVER_NAME, credentials
 
 _MEMBERS, _STRANGERS = 7443, 7444
 _IDLE = 100  # connections to each port that say nothing at all

@@ -10,9 +10,9 @@ import time
 from typing import Any, NoReturn
 
 from vedette.agent import app
-from vedette.agent.adapters.collector import Collector
-from vedette.agent.adapters.json_sink import JsonSink
 from vedette.agent.adapters.pipeline import FlowPipeline
+from vedette.agent.adapters.sinks.json_lines import JsonSink
+from vedette.agent.adapters.sources.collector import Collector
 from vedette.agent.cli import run_command
 
 

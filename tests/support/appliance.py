@@ -6,9 +6,9 @@ from pathlib import Path
 
 from tests.support.clock import FakeClock
 from tests.support.tiny_models import Shelf
-from vedette.agent.adapters.serving import Serving, ServingSettings
-from vedette.agent.adapters.state import State
-from vedette.agent.adapters.worker import WorkerSettings
+from vedette.agent.adapters.inference.serving import Serving, ServingSettings
+from vedette.agent.adapters.inference.worker import WorkerSettings
+from vedette.agent.adapters.storage.state import State
 from vedette.models.release import Blob
 
 FAST = WorkerSettings(nice=0, deadline_s=1.0, grace_s=1.0, test_deadline_s=5.0, load_timeout_s=30.0)

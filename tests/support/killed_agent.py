@@ -7,7 +7,7 @@ import signal
 import sys
 from typing import Any
 
-from vedette.agent.adapters.state import State
+from vedette.agent.adapters.storage.state import State
 from vedette.agent.cli import run_command
 
 

@@ -22,8 +22,8 @@ from onnx import TensorProto, helper
 
 from tests.support.appliance import Appliance
 from tests.support.tiny_models import Shelf, assigned, model_bytes
-from vedette.agent.adapters.oip import InferenceServer
-from vedette.agent.adapters.oip_tensors import DATATYPES
+from vedette.agent.adapters.oip.server import InferenceServer
+from vedette.agent.adapters.oip.tensors import DATATYPES
 from vedette.agent.settings import OipSettings
 from vedette.models.golden import Golden
 from vedette.models.release import Build, Release, TensorSpec, Tolerance

@@ -15,17 +15,10 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from vedette.agent import app, cli, settings
-from vedette.agent.adapters import (
-    bundle_import,
-    clock,
-    doctor,
-    enrolment,
-    facts,
-    progress,
-    service_user,
-    telemetry_export,
-    unit,
-)
+from vedette.agent.adapters import clock
+from vedette.agent.adapters.fleet import bundle_import, enrolment, telemetry_export
+from vedette.agent.adapters.host import facts, service_user, unit
+from vedette.agent.adapters.telling import doctor, progress
 
 if __name__ == "__main__":
     service_user.SERVICE_USER = "nobody"

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from tests.support.flows import record
-from vedette.agent.adapters.sinks import Verdicts
+from vedette.agent.adapters.sinks.fanout import Verdicts
 from vedette.models.flows.records import joined
 from vedette.models.verdict import ScoredBy
 

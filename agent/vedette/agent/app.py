@@ -26,37 +26,37 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from vedette.agent.adapters.artifacts import Downloads
-from vedette.agent.adapters.blobs import storage_error
-from vedette.agent.adapters.bundle_import import PAGE as IMPORT_PAGE
-from vedette.agent.adapters.bundle_import import standing_of
 from vedette.agent.adapters.clock import SystemClock
-from vedette.agent.adapters.collector import Collector, CollectorFailed
-from vedette.agent.adapters.facts import host_facts
-from vedette.agent.adapters.figures import Figures
-from vedette.agent.adapters.files import make_folder
-from vedette.agent.adapters.http import AddressInUse, HttpServer, Page
-from vedette.agent.adapters.identity import Identity, IdentityDamaged, IdentityStore
-from vedette.agent.adapters.images import copied
-from vedette.agent.adapters.inbox import Inbox, Watch
-from vedette.agent.adapters.link import Link
-from vedette.agent.adapters.oip import InferenceServer
+from vedette.agent.adapters.fleet.artifacts import Downloads
+from vedette.agent.adapters.fleet.bundle_import import PAGE as IMPORT_PAGE
+from vedette.agent.adapters.fleet.bundle_import import standing_of
+from vedette.agent.adapters.fleet.identity import Identity, IdentityDamaged, IdentityStore
+from vedette.agent.adapters.fleet.inbox import Inbox, Watch
+from vedette.agent.adapters.fleet.link import Link
+from vedette.agent.adapters.fleet.reconciler import Reconciler, current_status
+from vedette.agent.adapters.fleet.telemetry import Reporter
+from vedette.agent.adapters.host.facts import host_facts
+from vedette.agent.adapters.host.pressure import Budgets, PressureWatch, StrainGauge
+from vedette.agent.adapters.host.usage import UsageMeter
+from vedette.agent.adapters.inference.serving import EventKind, ServingEvent
+from vedette.agent.adapters.oip.server import InferenceServer
 from vedette.agent.adapters.pipeline import FlowPipeline
-from vedette.agent.adapters.pressure import Budgets, PressureWatch, StrainGauge
-from vedette.agent.adapters.reconciler import Reconciler, current_status
-from vedette.agent.adapters.serving import EventKind, ServingEvent
-from vedette.agent.adapters.spool import Spool
-from vedette.agent.adapters.standing import (
+from vedette.agent.adapters.sources.collector import Collector, CollectorFailed
+from vedette.agent.adapters.sources.templates import TemplateFile
+from vedette.agent.adapters.storage.blobs import storage_error
+from vedette.agent.adapters.storage.files import make_folder
+from vedette.agent.adapters.storage.images import copied
+from vedette.agent.adapters.storage.spool import Spool
+from vedette.agent.adapters.storage.state import State
+from vedette.agent.adapters.telling.figures import Figures
+from vedette.agent.adapters.telling.http import AddressInUse, HttpServer, Page
+from vedette.agent.adapters.telling.standing import (
     flow_standing,
     model_standing,
     pressure_standing,
     process_standing,
     spool_standing,
 )
-from vedette.agent.adapters.state import State
-from vedette.agent.adapters.telemetry import Reporter
-from vedette.agent.adapters.templates import TemplateFile
-from vedette.agent.adapters.usage import UsageMeter
 from vedette.agent.domain.advice import EXIT_REFUSED, AdvisedError
 from vedette.agent.domain.backoff import Backoff
 from vedette.agent.domain.bandwidth import Bandwidth

@@ -33,7 +33,7 @@ from vedette.models.version import __version__
 from vedette.wire.systemd import fields, is_journal, log_to_journal_or_stderr
 
 if TYPE_CHECKING:
-    from vedette.agent.adapters.bundle_import import Brought
+    from vedette.agent.adapters.fleet.bundle_import import Brought
 
 logger = logging.getLogger(__name__)
 
@@ -227,7 +227,7 @@ def _common(parser: argparse.ArgumentParser, *, config: Any, verbose: Any) -> No
 
 
 def _enroll(options: argparse.Namespace) -> int:
-    from vedette.agent.adapters.service_user import check_permitted, packaged_user, run_as
+    from vedette.agent.adapters.host.service_user import check_permitted, packaged_user, run_as
 
     settings = read_settings(options.config)
     text = sys.stdin.read(_MAX_TOKEN_CHARACTERS + 1) if options.token == "-" else options.token  # noqa: S105 - stdin
@@ -242,9 +242,9 @@ def _enroll(options: argparse.Namespace) -> int:
 
 
 def _spend(token: str, name: str | None, settings: Settings) -> int:
-    from vedette.agent.adapters.enrolment import enrol, read_token
-    from vedette.agent.adapters.facts import host_facts, runtime_versions
-    from vedette.agent.adapters.identity import IdentityStore
+    from vedette.agent.adapters.fleet.enrolment import enrol, read_token
+    from vedette.agent.adapters.fleet.identity import IdentityStore
+    from vedette.agent.adapters.host.facts import host_facts, runtime_versions
 
     wished = name or settings.name
     facts = host_facts(runtime_versions())
@@ -257,7 +257,7 @@ def _spend(token: str, name: str | None, settings: Settings) -> int:
 
 
 def _bring_up(settings: Settings) -> int:
-    from vedette.agent.adapters.unit import Systemctl, bring_up, systemd_runs
+    from vedette.agent.adapters.host.unit import Systemctl, bring_up, systemd_runs
 
     if os.geteuid() != 0 or not systemd_runs():
         sys.stderr.write("Start the agent when this host's service manager runs: systemctl start vedette-agent\n")
@@ -285,9 +285,9 @@ def _say(line: str) -> None:
 
 
 def _configure(options: argparse.Namespace) -> int:
-    from vedette.agent.adapters import configure
-    from vedette.agent.adapters.service_user import NotPermitted, packaged_user
-    from vedette.agent.adapters.unit import Systemctl, systemd_runs
+    from vedette.agent.adapters.host import configure
+    from vedette.agent.adapters.host.service_user import NotPermitted, packaged_user
+    from vedette.agent.adapters.host.unit import Systemctl, systemd_runs
 
     wanted = {"gpu": options.gpu, "worker-cgroups": options.worker_cgroups, "nftables": options.nftables}
     changes = configure.planned(
@@ -319,7 +319,7 @@ def _configure(options: argparse.Namespace) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from vedette.agent.adapters.restarts import StoppedEarly, paced_start
+    from vedette.agent.adapters.host.restarts import StoppedEarly, paced_start
 
     faulthandler.enable()  # the watchdog's SIGABRT writes where every thread stood
     try:
@@ -334,7 +334,7 @@ def _run(options: argparse.Namespace) -> int:
 
 def _settings_as_service(options: argparse.Namespace) -> Settings:
     """Return the settings, from where on a packaged host the agent's files are touched as its own user."""
-    from vedette.agent.adapters.service_user import become, check_permitted, packaged_user
+    from vedette.agent.adapters.host.service_user import become, check_permitted, packaged_user
 
     settings = read_settings(options.config)
     if (user := packaged_user(options.config)) is not None:
@@ -367,8 +367,8 @@ def _import(options: argparse.Namespace) -> int:
     # Opened before root is given up: a stick that root mounted is root's to read.
     with _opened(options.file) as source:
         settings = _settings_as_service(options)
-        from vedette.agent.adapters.bundle_import import bring_in, current_standing
-        from vedette.agent.adapters.progress import Meter
+        from vedette.agent.adapters.fleet.bundle_import import bring_in, current_standing
+        from vedette.agent.adapters.telling.progress import Meter
 
         standing = current_standing(settings)
         before = _serving_now(settings)
@@ -415,7 +415,7 @@ def _serving_now(settings: Settings) -> dict[str, str]:
 
 def _await_outcome(settings: Settings, brought: Brought, before: Mapping[str, str]) -> int:
     """Return the exit code of what the running agent makes of an import, told when it is known."""
-    from vedette.agent.adapters.bundle_import import awaited_outcome
+    from vedette.agent.adapters.fleet.bundle_import import awaited_outcome
 
     assignment = brought.assignment
     outcome = awaited_outcome(settings, brought, _OUTCOME_LIMIT_S)
@@ -443,8 +443,8 @@ def _await_outcome(settings: Settings, brought: Brought, before: Mapping[str, st
 
 def _export(options: argparse.Namespace) -> int:
     """Write as who typed it, read as the service user: neither need be allowed what the other is."""
-    from vedette.agent.adapters.service_user import check_permitted, packaged_user, run_as
-    from vedette.agent.adapters.telemetry_export import replacing
+    from vedette.agent.adapters.fleet.telemetry_export import replacing
+    from vedette.agent.adapters.host.service_user import check_permitted, packaged_user, run_as
 
     settings = read_settings(options.config)
     user = packaged_user(options.config)
@@ -461,8 +461,8 @@ def _export(options: argparse.Namespace) -> int:
 
 def _write_telemetry(target: BinaryIO, name: str, settings: Settings) -> int:
     from vedette.agent.adapters.clock import SystemClock
-    from vedette.agent.adapters.progress import Meter
-    from vedette.agent.adapters.telemetry_export import export_telemetry
+    from vedette.agent.adapters.fleet.telemetry_export import export_telemetry
+    from vedette.agent.adapters.telling.progress import Meter
 
     meter = Meter(f"writing {Path(name).name}")
     try:
@@ -493,12 +493,12 @@ def _doctor(options: argparse.Namespace) -> int:
 
 
 def _examined(settings: Settings, config: Path | None) -> Sequence[Check]:
-    from vedette.agent.adapters.service_user import act_as, packaged_user
+    from vedette.agent.adapters.host.service_user import act_as, packaged_user
 
     user = packaged_user(config)
     if user is not None and os.geteuid() == 0:
         act_as(user)  # what root may do says nothing of what the agent may
-    from vedette.agent.adapters.doctor import Patient, examine
+    from vedette.agent.adapters.telling.doctor import Patient, examine
     from vedette.agent.app import seen
 
     start = "systemctl start vedette-agent" if user is not None else "vedette-agent run"

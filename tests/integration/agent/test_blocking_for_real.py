@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.verdicts import verdicts
-from vedette.agent.adapters.nftables_sink import NftablesSink
+from vedette.agent.adapters.sinks.nftables import NftablesSink
 from vedette.agent.settings import NftablesSettings
 
 pytestmark = [

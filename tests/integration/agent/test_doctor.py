@@ -22,7 +22,7 @@ from tests.support.daemon import CAPTURE, Daemon, active, enrolled, offer
 from tests.support.disks import full_disk
 from tests.support.fake_controller import FakeController
 from tests.support.flow_packets import export, packet_set, v4_flow
-from vedette.agent.adapters import doctor
+from vedette.agent.adapters.telling import doctor
 
 host = packaged_host
 Found = dict[str, list[tuple[str, str]]]

@@ -22,8 +22,8 @@ from tests.support.captures import capture_datagrams
 from tests.support.daemon import CAPTURE, AskedDaemon, Daemon, enrolled, offer
 from tests.support.fake_controller import FakeController
 from tests.support.faults import Faults
-from vedette.agent.adapters.identity import IdentityStore
-from vedette.agent.adapters.state import State
+from vedette.agent.adapters.fleet.identity import IdentityStore
+from vedette.agent.adapters.storage.state import State
 from vedette.agent.domain.report import Report
 
 KINDS = [(errno.ENOSPC, None), (errno.EIO, None), (errno.ENOSPC, 1), (errno.EIO, 1)]

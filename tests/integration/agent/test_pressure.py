@@ -14,7 +14,7 @@ import pytest
 
 from tests.support.daemon import Daemon, active, enrolled, offer
 from tests.support.fake_controller import FakeController
-from vedette.agent.adapters.usage import cpu_seconds
+from vedette.agent.adapters.host.usage import cpu_seconds
 
 _HEADER = struct.Struct(">HHIIIIBBH")
 _RECORD = struct.Struct(">IIIHHIIIIHHBBBBHHBBH")

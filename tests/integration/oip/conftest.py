@@ -9,7 +9,7 @@ import pytest
 
 from tests.support.appliance import Appliance
 from tests.support.oip import NUMBERS, Client, ClientProcess, client_of, echo_release, install, served
-from vedette.agent.adapters.oip import InferenceServer
+from vedette.agent.adapters.oip.server import InferenceServer
 
 
 @pytest.fixture

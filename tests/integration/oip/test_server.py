@@ -43,8 +43,8 @@ from tests.support.tiny_models import (
     tripwire_model,
 )
 from tests.support.waiting import until
-from vedette.agent.adapters.http import AddressInUse
-from vedette.agent.adapters.oip import SecretUnusable, read_token
+from vedette.agent.adapters.oip.server import SecretUnusable, read_token
+from vedette.agent.adapters.telling.http import AddressInUse
 from vedette.models.golden import Golden
 from vedette.models.release import TensorSpec
 from vedette.wire.oip import inference_pb2 as pb
@@ -445,7 +445,7 @@ async def _write_for_ever(stream: Any, body: bytes) -> None:
 async def test_streams_that_stay_open_leave_room_for_calls(
     client: Client, server: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("vedette.agent.adapters.oip._MOST_OPEN", 4)
+    monkeypatch.setattr("vedette.agent.adapters.oip.server._MOST_OPEN", 4)
     streams = [client.stream() for _ in range(3)]
     watch = client.watch(WATCH, b"")
     assert health_pb2.HealthCheckResponse.FromString(await watch.read()).status == SERVING

@@ -11,7 +11,7 @@ import pytest
 from tests.support import triton_calls as calls
 from tests.support.oip import NUMBERS, ClientProcess, sample
 from tests.support.tiny_models import flow_outputs, flow_rows
-from vedette.agent.adapters.oip import InferenceServer
+from vedette.agent.adapters.oip.server import InferenceServer
 from vedette.models.version import __version__
 
 

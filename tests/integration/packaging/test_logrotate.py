@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.verdicts import verdicts
-from vedette.agent.adapters.json_sink import JsonSink
+from vedette.agent.adapters.sinks.json_lines import JsonSink
 
 CONFIG = Path(__file__).parents[3] / "packaging/etc/logrotate"
 LOGROTATE = shutil.which("logrotate", path=f"{os.environ['PATH']}:/usr/sbin")

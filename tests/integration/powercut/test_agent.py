@@ -25,12 +25,12 @@ from tests.support.powercut.agent_life import STATE, AgentLife, recorded_life
 from tests.support.powercut.crashes import Crash, crashes, drawn, sampled
 from tests.support.powercut.recording import Recording
 from tests.support.powercut.share import share_of
-from vedette.agent.adapters.blobs import Blobs
 from vedette.agent.adapters.clock import SystemClock
-from vedette.agent.adapters.identity import Identity, IdentityStore
-from vedette.agent.adapters.serving import Serving, ServingSettings
-from vedette.agent.adapters.spool import Spool
-from vedette.agent.adapters.state import State
+from vedette.agent.adapters.fleet.identity import Identity, IdentityStore
+from vedette.agent.adapters.inference.serving import Serving, ServingSettings
+from vedette.agent.adapters.storage.blobs import Blobs
+from vedette.agent.adapters.storage.spool import Spool
+from vedette.agent.adapters.storage.state import State
 from vedette.agent.domain.reconcile import Accepted, Trust, verify
 from vedette.models.flows.netflow import FlowDecoder
 from vedette.models.release import Release
@@ -215,7 +215,7 @@ SPOOLING = """
 import json, os
 from pathlib import Path
 from tests.support.powercut.records import mark
-from vedette.agent.adapters.spool import Spool
+from vedette.agent.adapters.storage.spool import Spool
 log = Path(os.environ["POWERCUT_LOG"])
 spool = Spool(Path(os.environ["POWERCUT_ROOT"], "spool.db"), 1 << 20, 1)
 for number in range(1, 41):

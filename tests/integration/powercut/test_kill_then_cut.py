@@ -13,7 +13,7 @@ from pathlib import Path
 from tests.integration.powercut.conftest import Crashed
 from tests.support.powercut.crashes import crashes
 from tests.support.powercut.recording import Recording
-from vedette.agent.adapters.state import State
+from vedette.agent.adapters.storage.state import State
 from vedette.controller.adapters.sqlite.tokens import TokenStore
 from vedette.controller.app import opened
 from vedette.controller.settings import ControllerSettings
@@ -48,7 +48,7 @@ with opened(settings) as database:
     os.kill(os.getpid(), signal.SIGKILL)
 """
 STATE = """
-from vedette.agent.adapters.state import State
+from vedette.agent.adapters.storage.state import State
 state = State(root / "state.db")
 state.begin_boot()
 """

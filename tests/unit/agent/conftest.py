@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from vedette.agent.adapters.identity import IdentityStore
+from vedette.agent.adapters.fleet.identity import IdentityStore
 
 
 @pytest.fixture(scope="session")

@@ -15,11 +15,11 @@ import pytest
 from tests.support.clock import FakeClock
 from tests.support.fake_controller import AGENT_ID, FakeController
 from tests.support.waiting import until
-from vedette.agent.adapters import artifacts
-from vedette.agent.adapters.artifacts import DownloadAbandoned, DownloadRefused, Downloads
-from vedette.agent.adapters.blobs import Blobs
-from vedette.agent.adapters.channels import OPTIONS, credentials
-from vedette.agent.adapters.identity import certificate_request
+from vedette.agent.adapters.fleet import artifacts
+from vedette.agent.adapters.fleet.artifacts import DownloadAbandoned, DownloadRefused, Downloads
+from vedette.agent.adapters.fleet.channels import OPTIONS, credentials
+from vedette.agent.adapters.fleet.identity import certificate_request
+from vedette.agent.adapters.storage.blobs import Blobs
 from vedette.agent.domain.backoff import Backoff
 from vedette.agent.domain.bandwidth import Bandwidth
 from vedette.agent.domain.errors import BlobCorrupt, DiskFull

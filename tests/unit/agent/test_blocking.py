@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from tests.support.verdicts import verdicts
 from vedette.agent import nft_helper
-from vedette.agent.adapters.nftables_sink import NftablesSink
+from vedette.agent.adapters.sinks.nftables import NftablesSink
 from vedette.agent.domain.blocking import (
     MAX_PACKET_BYTES,
     MAX_RECORDS,

@@ -14,11 +14,11 @@ from tests.support.bundles import bundle_of
 from tests.support.clock import NOON
 from tests.support.fake_controller import AGENT_ID
 from tests.unit.agent.test_reconcile import ASSIGNMENT_KEY, RELEASE_KEY, assignment, desired, release
-from vedette.agent.adapters import bundle_import
-from vedette.agent.adapters.blobs import Blobs
-from vedette.agent.adapters.bundle_import import Brought, BundleInvalid, BundleRefused, Standing, bring_in
-from vedette.agent.adapters.identity import Identity, IdentityStore
-from vedette.agent.adapters.inbox import Inbox
+from vedette.agent.adapters.fleet import bundle_import
+from vedette.agent.adapters.fleet.bundle_import import Brought, BundleInvalid, BundleRefused, Standing, bring_in
+from vedette.agent.adapters.fleet.identity import Identity, IdentityStore
+from vedette.agent.adapters.fleet.inbox import Inbox
+from vedette.agent.adapters.storage.blobs import Blobs
 from vedette.agent.domain.errors import DiskFull
 from vedette.agent.settings import Settings, read_settings
 from vedette.models.documents import digest_of

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from tests.support.captures import capture_datagrams
-from vedette.agent.adapters.collector import Collector, CollectorFailed
-from vedette.agent.adapters.templates import TemplateFile
+from vedette.agent.adapters.sources.collector import Collector, CollectorFailed
+from vedette.agent.adapters.sources.templates import TemplateFile
 from vedette.models.flows.netflow import FlowDecoder
 
 

@@ -14,9 +14,9 @@ import pytest
 
 from tests.support.fake_controller import AGENT_ID, FakeController
 from tests.support.pki import Authority
-from vedette.agent.adapters import enrolment
-from vedette.agent.adapters.channels import ControllerUnreachable
-from vedette.agent.adapters.identity import Identity, IdentityDamaged, IdentityStore
+from vedette.agent.adapters.fleet import enrolment
+from vedette.agent.adapters.fleet.channels import ControllerUnreachable
+from vedette.agent.adapters.fleet.identity import Identity, IdentityDamaged, IdentityStore
 from vedette.wire.token import EnrolmentToken
 from vedette.wire.values import Facts
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from tests.support.captures import capture_datagrams
 from tests.support.flow_packets import v5, v5_record
 from tests.support.promlint import parse, problems
-from vedette.agent.adapters.exporter_figures import MOST_EXPORTERS, families_exporters
+from vedette.agent.adapters.telling.exporter_figures import MOST_EXPORTERS, families_exporters
 from vedette.agent.domain.metrics import render
 from vedette.models.flows.netflow import FlowDecoder
 

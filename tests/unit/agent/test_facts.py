@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 import vedette.agent.app
-from vedette.agent.adapters import gpus
-from vedette.agent.adapters.facts import cpu_features, host_facts, runtime_versions
+from vedette.agent.adapters.host import gpus
+from vedette.agent.adapters.host.facts import cpu_features, host_facts, runtime_versions
 from vedette.agent.domain.advice import AdvisedError
 from vedette.wire.convert import FACTS
 from vedette.wire.values import Gpu
@@ -93,7 +93,7 @@ def test_no_driver_is_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_wired_agent_loads_no_runtime_and_nothing_of_the_controller() -> None:
     code = (
-        "import sys, vedette.agent.app; from vedette.agent.adapters.facts import host_facts; host_facts({});"
+        "import sys, vedette.agent.app; from vedette.agent.adapters.host.facts import host_facts; host_facts({});"
         "heavy = [m for m in sys.modules if m.startswith(('onnxruntime', 'vedette.controller', 'onnx', 'sklearn'))];"
         "sys.exit(str(heavy) if heavy else 0)"
     )

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from vedette.agent.adapters import follow
-from vedette.agent.adapters.follow import GRACE_S, Follower, Position, PositionError
+from vedette.agent.adapters.sources import follow
+from vedette.agent.adapters.sources.follow import GRACE_S, Follower, Position, PositionError
 
 
 class Writer:

@@ -16,9 +16,9 @@ from tests.support.clock import FakeClock
 from tests.support.flow_models import flow_release
 from tests.support.host_models import answers, host_release
 from tests.support.tiny_models import Shelf
-from vedette.agent.adapters.host_metrics import HostSource
-from vedette.agent.adapters.serving import Answer
-from vedette.agent.adapters.sinks import Verdicts
+from vedette.agent.adapters.inference.serving import Answer
+from vedette.agent.adapters.sinks.fanout import Verdicts
+from vedette.agent.adapters.sources.host_metrics import HostSource
 from vedette.agent.domain.errors import WorkerCrashed
 from vedette.agent.domain.windows import Gauges, Windows
 from vedette.models.host import HOST_SCHEMA, HostReading

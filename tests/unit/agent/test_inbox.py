@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from vedette.agent.adapters.blobs import Blobs
-from vedette.agent.adapters.inbox import ImportRunning, Inbox, Watch
+from vedette.agent.adapters.fleet.inbox import ImportRunning, Inbox, Watch
+from vedette.agent.adapters.storage.blobs import Blobs
 from vedette.agent.domain.errors import InstallCode
 from vedette.models.documents import digest_of
 from vedette.models.release import Blob

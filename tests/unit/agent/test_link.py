@@ -15,8 +15,8 @@ import pytest
 from tests.support.clock import NOON, FakeClock
 from tests.support.fake_controller import AGENT_ID, FakeController
 from tests.support.pki import Authority
-from vedette.agent.adapters.identity import Identity, certificate_request
-from vedette.agent.adapters.link import STEADY_S, Link, LinkState
+from vedette.agent.adapters.fleet.identity import Identity, certificate_request
+from vedette.agent.adapters.fleet.link import STEADY_S, Link, LinkState
 from vedette.agent.domain.backoff import Backoff
 from vedette.agent.domain.conditions import Conditions
 from vedette.agent.domain.errors import StateError

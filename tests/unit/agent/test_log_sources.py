@@ -17,8 +17,8 @@ from tests.support.clock import FakeClock
 from tests.support.flow_logs import eve_lines, zeek_header, zeek_table
 from tests.support.flows import T0_MS, record
 from tests.support.promlint import problems
-from vedette.agent.adapters import follow
-from vedette.agent.adapters.log_sources import (
+from vedette.agent.adapters.sources import follow
+from vedette.agent.adapters.sources.logs import (
     POLL_S,
     SAVE_EVERY_S,
     SETTLE_S,

@@ -11,8 +11,8 @@ import pytest
 
 import vedette.agent.app
 from tests.support.promlint import problems
-from vedette.agent.adapters.figures import COUNTERS
-from vedette.agent.adapters.process_figures import families_process
+from vedette.agent.adapters.telling.figures import COUNTERS
+from vedette.agent.adapters.telling.process_figures import families_process
 from vedette.agent.domain.metrics import histogram, render
 
 _DOCS = Path(__file__).parents[3] / "docs/metrics.md"

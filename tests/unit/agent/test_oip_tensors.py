@@ -12,8 +12,8 @@ from hypothesis import strategies as some
 
 from tests.support.documents import release
 from tests.support.oip import NUMBERS, as_contents, request_of, sample
-from vedette.agent.adapters.oip_errors import NotOffered
-from vedette.agent.adapters.oip_tensors import DATATYPES, Interface, to_raw
+from vedette.agent.adapters.oip.errors import NotOffered
+from vedette.agent.adapters.oip.tensors import DATATYPES, Interface, to_raw
 from vedette.agent.domain.errors import InvalidRequest
 from vedette.models.release import TensorSpec
 from vedette.wire.oip import inference_pb2 as pb

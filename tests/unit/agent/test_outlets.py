@@ -14,10 +14,10 @@ from pathlib import Path
 import pytest
 
 from tests.support.verdicts import verdicts
-from vedette.agent.adapters.files import replace_file
-from vedette.agent.adapters.http import AddressInUse, HttpServer, Page
-from vedette.agent.adapters.json_sink import JsonSink
-from vedette.agent.adapters.usage import UsageMeter, cpu_seconds, proportional_bytes
+from vedette.agent.adapters.host.usage import UsageMeter, cpu_seconds, proportional_bytes
+from vedette.agent.adapters.sinks.json_lines import JsonSink
+from vedette.agent.adapters.storage.files import replace_file
+from vedette.agent.adapters.telling.http import AddressInUse, HttpServer, Page
 from vedette.agent.domain.metrics import Family, Sample, histogram, render, single
 
 

@@ -17,9 +17,9 @@ from tests.support.clock import FakeClock
 from tests.support.flow_models import capture_features, flow_release, logistic
 from tests.support.tiny_models import Shelf
 from vedette.agent.adapters import pipeline as pipeline_module
+from vedette.agent.adapters.inference.serving import Answer
 from vedette.agent.adapters.pipeline import FlowPipeline
-from vedette.agent.adapters.serving import Answer
-from vedette.agent.adapters.sinks import Verdicts
+from vedette.agent.adapters.sinks.fanout import Verdicts
 from vedette.agent.domain.allowance import Allowance
 from vedette.agent.domain.errors import WorkerCrashed
 from vedette.agent.domain.pressure import Level

@@ -11,9 +11,9 @@ import pytest
 from tests.support.connect_proxy import ConnectProxy
 from tests.support.fake_controller import FakeController
 from tests.unit.agent.test_link import Bench, identity_for, running
-from vedette.agent.adapters import enrolment
-from vedette.agent.adapters.channels import ProxyRefused, ProxyUnreachable
-from vedette.agent.adapters.identity import IdentityStore
+from vedette.agent.adapters.fleet import enrolment
+from vedette.agent.adapters.fleet.channels import ProxyRefused, ProxyUnreachable
+from vedette.agent.adapters.fleet.identity import IdentityStore
 from vedette.agent.domain.proxy import Proxy, Ways, parse_direct, parse_proxy
 from vedette.agent.settings import read_settings
 from vedette.models.toml_settings import SettingsError, WrongValue

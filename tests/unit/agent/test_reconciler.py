@@ -23,9 +23,9 @@ from tests.unit.agent.test_reconcile import (
     release,
     slot_of,
 )
-from vedette.agent.adapters.reconciler import Reconciler
-from vedette.agent.adapters.serving import EventKind, Serving, ServingEvent
-from vedette.agent.adapters.state import State
+from vedette.agent.adapters.fleet.reconciler import Reconciler
+from vedette.agent.adapters.inference.serving import EventKind, Serving, ServingEvent
+from vedette.agent.adapters.storage.state import State
 from vedette.agent.domain.backoff import Backoff
 from vedette.agent.domain.clock import TrustedClock
 from vedette.agent.domain.conditions import Conditions

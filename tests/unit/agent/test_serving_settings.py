@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.clock import FakeClock
-from vedette.agent.adapters.state import State
+from vedette.agent.adapters.storage.state import State
 from vedette.agent.rooms.serving import build_serving
 from vedette.agent.settings import cpus_of, read_settings
 from vedette.models.toml_settings import SettingsError, WrongValue

@@ -16,7 +16,7 @@ from tests.support.receivers import hanging_receiver, unused_port
 from tests.support.verdicts import verdicts
 from tests.unit.agent.test_pipeline import CAPTURE, Numpy
 from vedette.agent.adapters.pipeline import FlowPipeline
-from vedette.agent.adapters.sinks import Fanout, QueuedSink, Verdicts, families_sinks
+from vedette.agent.adapters.sinks.fanout import Fanout, QueuedSink, Verdicts, families_sinks
 from vedette.agent.domain.metrics import render
 from vedette.agent.domain.windows import Windows
 from vedette.agent.rooms.sinks import build_sinks

@@ -14,7 +14,7 @@ import pytest
 
 from tests.support.clock import NOON
 from tests.support.disks import BALLAST, full_disk
-from vedette.agent.adapters.spool import Spool
+from vedette.agent.adapters.storage.spool import Spool
 from vedette.agent.domain.errors import DiskFull, StateError
 from vedette.wire.values import Gap, TelemetryBatch, Window
 
@@ -205,7 +205,7 @@ _CHILD = """
 import sys
 from datetime import datetime, UTC
 from pathlib import Path
-from vedette.agent.adapters.spool import Spool
+from vedette.agent.adapters.storage.spool import Spool
 from vedette.wire.values import Window
 spool = Spool(Path(sys.argv[1]), 10**9, boot_epoch=int(sys.argv[2]))
 at = datetime(2026, 1, 1, tzinfo=UTC)

@@ -20,8 +20,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from vedette.agent.adapters import spool as module
-from vedette.agent.adapters.spool import Spool
+from vedette.agent.adapters.storage import spool as module
+from vedette.agent.adapters.storage.spool import Spool
 from vedette.agent.domain.errors import StateReadOnly
 from vedette.controller.domain.telemetry import Range, admit, check_batch
 from vedette.models.profile import LATENCY_EDGES_MS, DataProfile, ProfileCounts, ReferenceProfile
@@ -245,7 +245,7 @@ _CHILD = """
 import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from vedette.agent.adapters.spool import Spool
+from vedette.agent.adapters.storage.spool import Spool
 from vedette.wire.convert import BATCH
 from vedette.wire.values import Window
 epoch = int(sys.argv[2])

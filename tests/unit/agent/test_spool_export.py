@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.unit.agent.test_spool import window
-from vedette.agent.adapters.spool import Spool, handed_out
+from vedette.agent.adapters.storage.spool import Spool, handed_out
 from vedette.agent.domain.errors import StateError
 from vedette.wire.convert import BATCH
 from vedette.wire.v1 import telemetry_pb2

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.clock import FakeClock
-from vedette.agent.adapters.pressure import (
+from vedette.agent.adapters.host.pressure import (
     Budgets,
     PressureWatch,
     StrainGauge,
@@ -19,7 +19,7 @@ from vedette.agent.adapters.pressure import (
     own_cpu_stats,
     throttled_seconds,
 )
-from vedette.agent.adapters.usage import cpu_seconds, private_bytes
+from vedette.agent.adapters.host.usage import cpu_seconds, private_bytes
 from vedette.agent.domain.conditions import Conditions
 from vedette.agent.domain.metrics import render
 from vedette.agent.domain.pressure import Level

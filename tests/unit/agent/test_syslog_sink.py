@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from tests.support.receivers import StreamReceiver, TlsGround, UdpReceiver, hanging_receiver, unused_port
 from tests.support.verdicts import verdicts
-from vedette.agent.adapters.syslog_sink import SyslogSink
+from vedette.agent.adapters.sinks.syslog import SyslogSink
 from vedette.agent.domain.syslog import FACILITIES, Said, Target, framed, parse_target, syslog_message
 from vedette.agent.settings import SyslogSettings, TlsFiles
 from vedette.models.toml_settings import WrongValue

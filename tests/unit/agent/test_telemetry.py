@@ -15,10 +15,10 @@ import pytest
 from tests.support.clock import NOON, FakeClock
 from tests.support.fake_controller import AGENT_ID, FakeController
 from tests.support.waiting import until
-from vedette.agent.adapters.channels import OPTIONS, credentials
-from vedette.agent.adapters.identity import certificate_request
-from vedette.agent.adapters.spool import Spool
-from vedette.agent.adapters.telemetry import Reporter
+from vedette.agent.adapters.fleet.channels import OPTIONS, credentials
+from vedette.agent.adapters.fleet.identity import certificate_request
+from vedette.agent.adapters.fleet.telemetry import Reporter
+from vedette.agent.adapters.storage.spool import Spool
 from vedette.agent.domain.backoff import Backoff
 from vedette.agent.domain.bandwidth import Bandwidth
 from vedette.agent.domain.windows import Gauges, ScoredRows, Windows

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from vedette.agent.adapters.unit import UNIT, NotConnected, Systemctl, UnitFailed, bring_up
+from vedette.agent.adapters.host.unit import UNIT, NotConnected, Systemctl, UnitFailed, bring_up
 from vedette.agent.domain.report import Report
 
 
@@ -109,6 +109,6 @@ def test_a_systemctl_that_hangs_is_given_up(monkeypatch: pytest.MonkeyPatch):
     def hang(command: list[str], **_: Any) -> None:
         raise subprocess.TimeoutExpired(command, 30)
 
-    monkeypatch.setattr("vedette.agent.adapters.unit.subprocess.run", hang)
+    monkeypatch.setattr("vedette.agent.adapters.host.unit.subprocess.run", hang)
     with pytest.raises(UnitFailed, match="timed out"):
         Systemctl().state()

@@ -8,9 +8,9 @@ from pathlib import Path, PurePath
 
 import pytest
 
-from vedette.agent.adapters import configure
-from vedette.agent.adapters.configure import NotPackaged, planned
-from vedette.agent.adapters.unit import UnitFailed
+from vedette.agent.adapters.host import configure
+from vedette.agent.adapters.host.configure import NotPackaged, planned
+from vedette.agent.adapters.host.unit import UnitFailed
 from vedette.agent.cli import run_command
 from vedette.agent.domain.unit_limits import MIB, BudgetTooLarge, FolderUnusable, Wanted, drop_in, slots_of, unit_limits
 from vedette.agent.settings import OPTIONS as KEYS

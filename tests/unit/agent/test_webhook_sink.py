@@ -20,7 +20,7 @@ import pytest
 
 from tests.support.receivers import Answer, Request, TlsGround, WebhookReceiver, hanging_receiver, unused_port
 from tests.support.verdicts import verdicts
-from vedette.agent.adapters.webhook_sink import MAX_ANSWER_BYTES, WebhookSink
+from vedette.agent.adapters.sinks.webhook import MAX_ANSWER_BYTES, WebhookSink
 from vedette.agent.domain.webhook import Endpoint, Outcome, bodies, judged, parse_endpoint, retry_after_s, signature
 from vedette.agent.settings import TlsFiles, WebhookSettings
 from vedette.models.toml_settings import WrongValue

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from vedette.agent.adapters.blobs import Blobs
+from vedette.agent.adapters.storage.blobs import Blobs
 from vedette.agent.domain.errors import BlobCorrupt, SpawnFailed, StateError
 from vedette.models.documents import digest_of
 from vedette.models.release import Blob

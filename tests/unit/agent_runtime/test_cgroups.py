@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from vedette.agent.adapters import cgroups
-from vedette.agent.adapters.cgroups import GroupsUnavailable, WorkerGroups, admission
+from vedette.agent.adapters.inference import cgroups
+from vedette.agent.adapters.inference.cgroups import GroupsUnavailable, WorkerGroups, admission
 
 
 @pytest.fixture

@@ -15,9 +15,9 @@ from tests.support.appliance import Appliance
 from tests.support.clock import NOON
 from tests.support.disks import failing_disk
 from tests.support.tiny_models import assigned, flow_rows
-from vedette.agent.adapters.second_copy import MOST_KEPT, SecondCopy, set_aside
-from vedette.agent.adapters.serving import Serving
-from vedette.agent.adapters.state import Documents, State, StateNewer
+from vedette.agent.adapters.inference.serving import Serving
+from vedette.agent.adapters.storage.second_copy import MOST_KEPT, SecondCopy, set_aside
+from vedette.agent.adapters.storage.state import Documents, State, StateNewer
 from vedette.agent.domain.errors import StateDamaged
 from vedette.agent.domain.slots import SlotRecord
 
@@ -174,7 +174,7 @@ def test_the_copy_knows_what_is_committed_and_a_disk_without_room_for_it_holds_n
 
     with started(path) as state:
         with monkeypatch.context() as full:
-            full.setattr("vedette.agent.adapters.second_copy.replace_file", no_room)
+            full.setattr("vedette.agent.adapters.storage.second_copy.replace_file", no_room)
             state.attempt(7)
             assert state.look()
         assert state.look()  # writes what is due

@@ -11,9 +11,9 @@ import pytest
 
 from tests.support.clock import NOON
 from tests.support.disks import FailingDisk, failing_disk
-from vedette.agent.adapters.reserve import Reserve
-from vedette.agent.adapters.spool import Spool
-from vedette.agent.adapters.state import Documents, State
+from vedette.agent.adapters.storage.reserve import Reserve
+from vedette.agent.adapters.storage.spool import Spool
+from vedette.agent.adapters.storage.state import Documents, State
 from vedette.agent.domain.errors import StateReadOnly
 from vedette.wire.values import Window
 
@@ -180,7 +180,7 @@ def test_telemetry_waits_in_memory_is_sent_from_there_and_returns_to_the_disk(
 def test_telemetry_in_memory_has_a_small_budget_and_what_goes_becomes_a_gap(
     disk: FailingDisk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("vedette.agent.adapters.spool.MEMORY_BYTES", 400)
+    monkeypatch.setattr("vedette.agent.adapters.storage.spool.MEMORY_BYTES", 400)
     with closing(Spool(disk.folder / "spool.db", 1 << 20, boot_epoch=4)) as spool:
         disk.remount("abort")
         for _ in range(40):

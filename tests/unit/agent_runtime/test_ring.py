@@ -10,7 +10,7 @@ import numpy.typing as npt
 import pytest
 
 from tests.support.tiny_models import FILTER_INPUTS, FILTER_OUTPUTS, FLOW_INPUTS, FLOW_OUTPUTS, flow_outputs, flow_rows
-from vedette.agent.adapters.ring import AREAS, Area, Plan, RingError, create_ring
+from vedette.agent.adapters.inference.ring import AREAS, Area, Plan, RingError, create_ring
 from vedette.agent.domain.errors import InvalidRequest, ModelRefused
 from vedette.models.release import TensorSpec
 
@@ -28,7 +28,7 @@ def areas(of: Plan) -> tuple[Area, ...]:
 def test_what_one_side_writes_the_other_reads_and_areas_are_apart() -> None:
     layout = plan()
     descriptor, mine = create_ring(layout)
-    from vedette.agent.adapters.ring import attach_ring
+    from vedette.agent.adapters.inference.ring import attach_ring
 
     theirs = attach_ring(layout, descriptor)
     os.close(descriptor)

@@ -15,10 +15,10 @@ import pytest
 
 from tests.support import tiny_models
 from tests.support.memory_files import memory_file
-from vedette.agent.adapters.ring import Plan
-from vedette.agent.adapters.runner import Runner, Strike
-from vedette.agent.adapters.worker import Worker, WorkerSettings
-from vedette.agent.adapters.worker_process import Child
+from vedette.agent.adapters.inference.ring import Plan
+from vedette.agent.adapters.inference.runner import Runner, Strike
+from vedette.agent.adapters.inference.worker import Worker, WorkerSettings
+from vedette.agent.adapters.inference.worker_process import Child
 from vedette.agent.domain.errors import (
     InferenceError,
     ModelFailed,

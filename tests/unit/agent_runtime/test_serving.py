@@ -15,7 +15,7 @@ import pytest
 from tests.support import tiny_models
 from tests.support.appliance import Appliance
 from tests.support.tiny_models import assigned, flow_outputs, flow_rows
-from vedette.agent.adapters.serving import EventKind, ServingEvent
+from vedette.agent.adapters.inference.serving import EventKind, ServingEvent
 from vedette.agent.domain.errors import (
     AgentError,
     BlobCorrupt,

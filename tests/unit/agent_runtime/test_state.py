@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from tests.support.disks import full_disk
-from vedette.agent.adapters.reserve import RESERVE_BYTES
-from vedette.agent.adapters.state import Documents, Migration, Sequences, State
+from vedette.agent.adapters.storage.reserve import RESERVE_BYTES
+from vedette.agent.adapters.storage.state import Documents, Migration, Sequences, State
 from vedette.agent.domain.errors import DiskFull, StateError
 from vedette.agent.domain.slots import SlotRecord
 from vedette.models.assignment import SlotAssignment

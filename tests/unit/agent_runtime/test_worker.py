@@ -18,10 +18,10 @@ import pytest
 
 from tests.support import tiny_models
 from tests.support.memory_files import memory_file
-from vedette.agent.adapters.ring import RECORD, Kind, Plan, create_ring
-from vedette.agent.adapters.runner import Retired, Runner, Strike
-from vedette.agent.adapters.worker import Batch, RowPace, Worker, WorkerSettings
-from vedette.agent.adapters.worker_process import Child, Nursery, has_room
+from vedette.agent.adapters.inference.ring import RECORD, Kind, Plan, create_ring
+from vedette.agent.adapters.inference.runner import Retired, Runner, Strike
+from vedette.agent.adapters.inference.worker import Batch, RowPace, Worker, WorkerSettings
+from vedette.agent.adapters.inference.worker_process import Child, Nursery, has_room
 from vedette.agent.domain.errors import (
     InferenceError,
     InvalidRequest,
@@ -332,7 +332,7 @@ async def test_a_worker_of_another_version_is_given_no_model_and_blames_none(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        "vedette.agent.adapters.worker_process.__version__", "0.0.9"
+        "vedette.agent.adapters.inference.worker_process.__version__", "0.0.9"
     )  # the running agent is the older one
     with pytest.raises(SpawnFailed, match=r"on the disk is \d.*this agent is 0\.0\.9: restart the agent"):
         await spawner(tiny_models.flow_model(), FLOW_PLAN, tmp_path / "empty", SMALL)()

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vedette.agent.adapters.host_reading import read_host
+from vedette.agent.adapters.sources.host_reading import read_host
 from vedette.models.host import HOST_SCHEMA, HostReading, host_row, host_values
 from vedette.models.schema import FeatureSchema
 
@@ -76,7 +76,7 @@ def test_a_reading_of_this_machine_is_plausible(tmp_path: Path) -> None:
 
 
 def test_a_machine_that_hides_a_file_tells_the_rest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vedette.agent.adapters.host_reading._PROC", tmp_path)
+    monkeypatch.setattr("vedette.agent.adapters.sources.host_reading._PROC", tmp_path)
     reading = read_host(tmp_path, 1.0)
     assert "load_1m" not in reading.gauges
     assert "memory_used_share" in reading.gauges

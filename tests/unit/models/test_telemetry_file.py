@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.support.pki import Authority
-from vedette.agent.adapters.identity import certificate_request
+from vedette.agent.adapters.fleet.identity import certificate_request
 from vedette.models.telemetry_file import (
     MAGIC,
     MAX_BATCH_BYTES,

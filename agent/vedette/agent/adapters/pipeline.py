@@ -18,8 +18,8 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from vedette.agent.adapters.serving import Answer
-from vedette.agent.adapters.sinks import Verdicts
+from vedette.agent.adapters.inference.serving import Answer
+from vedette.agent.adapters.sinks.fanout import Verdicts
 from vedette.agent.domain.allowance import Allowance
 from vedette.agent.domain.clock import Clock
 from vedette.agent.domain.errors import InferenceError

@@ -2,7 +2,7 @@
 
 Rules: a check is fine, worth a look (the agent does its job, and something is not as it should be), or a failure (it
 does not do its job, or will not for long). Whatever is not fine says what to do. What could not be seen is said, and
-is never called fine. Nothing here asks anybody: :mod:`vedette.agent.adapters.doctor` gathers the facts.
+is never called fine. Nothing here asks anybody: :mod:`vedette.agent.adapters.telling.doctor` gathers the facts.
 """
 
 from __future__ import annotations

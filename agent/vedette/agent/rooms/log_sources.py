@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from vedette.agent.adapters.log_sources import LogSource, LogSources
 from vedette.agent.adapters.pipeline import FlowPipeline
+from vedette.agent.adapters.sources.logs import LogSource, LogSources
 from vedette.agent.domain.clock import Clock
 from vedette.agent.domain.conditions import Conditions
 from vedette.agent.settings import Settings

@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 
-from vedette.agent.adapters.cgroups import admission
-from vedette.agent.adapters.serving import Serving, ServingEvent, ServingSettings
-from vedette.agent.adapters.state import State
-from vedette.agent.adapters.worker import WorkerSettings
-from vedette.agent.adapters.worker_process import has_room
+from vedette.agent.adapters.inference.cgroups import admission
+from vedette.agent.adapters.inference.serving import Serving, ServingEvent, ServingSettings
+from vedette.agent.adapters.inference.worker import WorkerSettings
+from vedette.agent.adapters.inference.worker_process import has_room
+from vedette.agent.adapters.storage.state import State
 from vedette.agent.domain.clock import Clock
 from vedette.agent.settings import Settings
 from vedette.models.toml_settings import SettingsError

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from functools import partial
 
-from vedette.agent.adapters.identity import IdentityDamaged, IdentityStore
-from vedette.agent.adapters.json_sink import JsonSink
-from vedette.agent.adapters.nftables_sink import NftablesSink
-from vedette.agent.adapters.sinks import Fanout, QueuedSink
-from vedette.agent.adapters.syslog_sink import SyslogSink
-from vedette.agent.adapters.webhook_sink import WebhookSink
+from vedette.agent.adapters.fleet.identity import IdentityDamaged, IdentityStore
+from vedette.agent.adapters.sinks.fanout import Fanout, QueuedSink
+from vedette.agent.adapters.sinks.json_lines import JsonSink
+from vedette.agent.adapters.sinks.nftables import NftablesSink
+from vedette.agent.adapters.sinks.syslog import SyslogSink
+from vedette.agent.adapters.sinks.webhook import WebhookSink
 from vedette.agent.settings import Settings
 from vedette.models.toml_settings import parse_address
 

@@ -1,0 +1,1 @@
+"""What joins this appliance to its controller: identity, link, downloads, telemetry, and what travels in files."""

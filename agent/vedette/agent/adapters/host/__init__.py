@@ -1,0 +1,1 @@
+"""The machine: its facts, its unit, its users, what it can spare."""
