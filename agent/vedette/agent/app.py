@@ -183,7 +183,7 @@ class Agent:
         self._identity: Identity | None = None
         boot_epoch = self._state.begin_boot()
         self._spool = Spool(spool, settings.telemetry.spool_bytes, boot_epoch, shelter=_shelter())
-        self._serving = build_serving(settings, self._state, self._clock, self._slot_event)
+        self._serving = build_serving(settings, self._state, self._clock, self._conditions, self._slot_event)
         self._programs = InferenceServer(self._serving, settings.oip)
         self._imports = Watch(Inbox(settings.state_dir / "import", self._serving.blobs))
         self._has_datagrams = asyncio.Event()

@@ -7,6 +7,7 @@ import pytest
 
 from tests.support.clock import FakeClock
 from vedette.agent.adapters.storage.state import State
+from vedette.agent.domain.conditions import Conditions
 from vedette.agent.rooms.serving import build_serving
 from vedette.agent.settings import cpus_of, read_settings
 from vedette.models.toml_settings import SettingsError, WrongValue
@@ -28,7 +29,7 @@ def build(folder: Path, text: str) -> None:
     file.write_text(f'state_dir = "{folder}"\n{text}\n')
     state = State(folder / "state.db")
     try:
-        build_serving(read_settings(file), state, FakeClock(), lambda event: None)
+        build_serving(read_settings(file), state, FakeClock(), Conditions(FakeClock()), lambda event: None)
     finally:
         state.close()
 

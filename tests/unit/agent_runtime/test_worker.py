@@ -347,6 +347,21 @@ async def test_a_worker_that_cannot_load_the_runtime_blames_no_model(
         await spawner(tiny_models.flow_model(), FLOW_PLAN, tmp_path / "empty", SMALL)()
 
 
+async def test_a_worker_without_a_filter_of_system_calls_says_why_and_serves(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "sitecustomize.py").write_text("import platform; platform.machine = lambda: 'sparc64'")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    told: list[str] = []
+    settings = replace(SMALL, on_unfiltered=told.append)
+    async with running(tiny_models.flow_model(), FLOW_PLAN, tmp_path, settings) as runner:
+        rows = tiny_models.flow_rows(3)
+        np.testing.assert_allclose(
+            (await runner.infer({"features": rows}))["score"], tiny_models.flow_outputs(rows)["score"], atol=1e-6
+        )
+    assert told == ["the system calls of sparc64 are not known; known: x86_64, aarch64"]
+
+
 class Told:
     """An asker that remembers what it was told."""
 
@@ -424,8 +439,9 @@ async def test_what_a_worker_answered_before_it_died_is_believed_and_not_asked_a
 def _proc(pid: int | None) -> tuple[bool, list[str]]:
     folder = Path(f"/proc/{pid}")
     assert (folder / "oom_score_adj").read_text() == "500\n"
-    no_new_privileges = "NoNewPrivs:\t1" in (folder / "status").read_text()
-    return no_new_privileges, sorted(str(link.readlink()) for link in (folder / "fd").iterdir())
+    status = (folder / "status").read_text()
+    is_held = "NoNewPrivs:\t1" in status and "Seccomp:\t2" in status
+    return is_held, sorted(str(link.readlink()) for link in (folder / "fd").iterdir())
 
 
 @pytest.mark.parametrize("is_forked", [False, True], ids=["started", "forked"])
@@ -446,8 +462,8 @@ async def test_the_worker_is_limited_and_holds_nothing_of_the_agents(tmp_path: P
                 *("PYTHONPATH", "LD_LIBRARY_PATH", "PYTHONDONTWRITEBYTECODE"),
             }
             assert worker.name() == "vedette-worker"
-            no_new_privileges, open_files = _proc(the_pid(runner))
-    assert no_new_privileges
+            is_held, open_files = _proc(the_pid(runner))
+    assert is_held
     harmless = ("/dev/null", "/memfd:vedette-", "pipe:", "socket:")
     assert [name for name in open_files if not name.startswith(harmless)] == []
     assert sum(name.startswith("socket:") for name in open_files) == 1

@@ -11,11 +11,24 @@ from vedette.agent.adapters.inference.worker import WorkerSettings
 from vedette.agent.adapters.inference.worker_process import has_room
 from vedette.agent.adapters.storage.state import State
 from vedette.agent.domain.clock import Clock
+from vedette.agent.domain.conditions import Conditions
 from vedette.agent.settings import Settings
 from vedette.models.toml_settings import SettingsError
+from vedette.wire.values import Severity
+
+_UNFILTERED = (
+    "{}: models run without it, behind their other limits; a kernel with CONFIG_SECCOMP_FILTER on x86-64 or AArch64 "
+    "gives it to them at the next start"
+)
 
 
-def build_serving(settings: Settings, state: State, clock: Clock, on_event: Callable[[ServingEvent], None]) -> Serving:
+def build_serving(
+    settings: Settings,
+    state: State,
+    clock: Clock,
+    conditions: Conditions,
+    on_event: Callable[[ServingEvent], None],
+) -> Serving:
     """Return what serves models; nothing is started yet.
 
     Raises:
@@ -31,6 +44,7 @@ def build_serving(settings: Settings, state: State, clock: Clock, on_event: Call
         queue=wanted.queue,
         memory_bytes=budget.memory_bytes,
         admit=admission(budget.memory_bytes),
+        on_unfiltered=lambda why: conditions.hold("worker-unfiltered", Severity.WARNING, _UNFILTERED.format(why)),
     )
     spare = wanted.spare if wanted.spare is not None else has_room()
     serving = ServingSettings(worker=worker, spare=spare, disk_bytes=budget.disk_bytes)

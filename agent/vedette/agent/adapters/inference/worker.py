@@ -73,6 +73,7 @@ class WorkerSettings:
     load_timeout_s: float = 60.0
     arena: bool = False  # off saves 3 to 9 MB
     admit: Callable[[int], None] = lambda pid: None  # puts a new process in its place; must not raise
+    on_unfiltered: Callable[[str], None] = lambda why: None  # a worker runs without its filter of system calls
     spin_us: int = 100  # both sides look so long for the other's word before they sleep; 0 on a single core
 
     def __post_init__(self) -> None:
@@ -237,9 +238,11 @@ class Worker:
         answer = await child.heard(self._settings.load_timeout_s, WorkerTimeout, "the model was not loaded")
         if not answer:
             raise WorkerCrashed(f"the worker died while loading the model: {await child.ended()}")
-        failure = _parse_answer(answer)
-        if failure is not None:
-            raise _load_error(*failure, self._settings.memory_bytes)
+        word = _parse_answer(answer)
+        if isinstance(word, _Refused):
+            raise _load_error(word, self._settings.memory_bytes)
+        if word:
+            self._settings.on_unfiltered(word)
 
     def send(self, batch: Batch) -> None:
         """Have a batch of checked inputs answered, behind those in flight; the asker is told.
@@ -407,23 +410,31 @@ class Worker:
         return await self._child.ended() if self._child is not None else "it was never started"
 
 
-def _parse_answer(answer: bytes) -> tuple[int, str] | None:
-    """Return failure and text of a worker's first message, or None when the model is loaded.
+@dataclass(frozen=True, slots=True)
+class _Refused:
+    failure: int
+    text: str
+
+
+def _parse_answer(answer: bytes) -> _Refused | str:
+    """Return a worker's first message: why it did not load its model, or why it has no filter of system calls.
 
     Raises:
         WorkerCrashed: It is no such message.
     """
     try:
         value = json.loads(answer)
-        return (int(value["failure"]), str(value["text"])[:4096]) if value else None
+        if "unfiltered" in value:
+            return str(value["unfiltered"])[:200]
+        return _Refused(int(value["failure"]), str(value["text"])[:4096])
     except (ValueError, TypeError, KeyError, RecursionError) as exc:
         raise WorkerCrashed(f"the worker's first message is not one: {exc!r}") from exc
 
 
-def _load_error(failure: int, text: str, memory_bytes: int) -> AgentError:
-    if failure == Failure.MEMORY:
-        return OutOfMemory(f"loading the model took more than {memory_bytes} bytes (memory_bytes): {text}")
-    return SpawnFailed(text) if failure == Failure.HOST else ModelRefused(text)
+def _load_error(refused: _Refused, memory_bytes: int) -> AgentError:
+    if refused.failure == Failure.MEMORY:
+        return OutOfMemory(f"loading the model took more than {memory_bytes} bytes (memory_bytes): {refused.text}")
+    return SpawnFailed(refused.text) if refused.failure == Failure.HOST else ModelRefused(refused.text)
 
 
 def _batch_error(code: int, text: str) -> InferenceError:

@@ -5,7 +5,8 @@ forked by one that was started with ``nursery`` in place of ``worker``. It says 
 are loaded. Then it gets the layout as JSON with the ring's and the model's descriptors, limits itself before it parses
 a byte of the model, and answers each RUN in order with DONE or FAILED. It trusts the agent and protects the agent from
 the model: memory by RLIMIT_AS (onnxruntime turns that into a clean error, FAILURES.md section 6), time by a watchdog
-thread, files by an empty working directory and RLIMIT_FSIZE, processes by RLIMIT_NPROC. The model comes as bytes of a
+thread, files by an empty working directory and RLIMIT_FSIZE, processes by RLIMIT_NPROC, all that reaches out of the
+process by a filter of system calls (:mod:`vedette.agent.adapters.inference.seccomp`). The model comes as bytes of a
 sealed memfd, never as a path: by path onnxruntime 1.32 follows a hard link out of the folder; by bytes it looks in the
 working directory.
 """
@@ -42,6 +43,7 @@ from vedette.agent.adapters.inference.ring import (
     Tensor,
     attach_ring,
 )
+from vedette.agent.adapters.inference.seccomp import FilterUnavailable, forbid_reaching_out
 from vedette.models.release import TensorSpec
 from vedette.models.version import __version__
 
@@ -304,8 +306,17 @@ def _check_tensors(what: str, declared: tuple[Tensor, ...], found: list[Any], *,
             )
 
 
-def _load(setup: Mapping[str, Any], ring: int, model: int) -> Model:
-    """Load the model under the limits.
+def _forbid() -> str:
+    """Set the filter; return why there is none, empty when there is."""
+    try:
+        forbid_reaching_out()
+    except FilterUnavailable as exc:
+        return str(exc)
+    return ""
+
+
+def _load(setup: Mapping[str, Any], ring: int, model: int) -> tuple[Model, str]:
+    """Load the model under the limits; return it and why no filter of system calls holds, empty when one does.
 
     Raises:
         ModelError: It is refused.
@@ -317,9 +328,10 @@ def _load(setup: Mapping[str, Any], ring: int, model: int) -> Model:
         _live_within(setup)
     except (OSError, ValueError) as exc:
         raise ModelError(Failure.HOST, f"the worker's limits cannot be set: {exc}") from exc
+    unfiltered = _forbid()
     try:
         with mmap.mmap(model, 0, access=mmap.ACCESS_READ) as data:
-            return Model(plan, areas, bytes(data), threads=setup["threads"], arena=setup["arena"])
+            return Model(plan, areas, bytes(data), threads=setup["threads"], arena=setup["arena"]), unfiltered
     except ModelError:
         raise
     except MemoryError as exc:
@@ -351,7 +363,7 @@ def serve(doorbell: socket.socket) -> None:
         return
     setup = json.loads(message)
     try:
-        model = _load(setup, *descriptors)
+        model, unfiltered = _load(setup, *descriptors)
     except ModelError as exc:
         doorbell.send(json.dumps({"failure": exc.failure, "text": str(exc)[:4096]}).encode())
         return
@@ -362,7 +374,7 @@ def serve(doorbell: socket.socket) -> None:
     watchdog.start()
     # From here no thread or process is started any more. Root is exempt from this limit, the service user is not.
     _limit(resource.RLIMIT_NPROC, 0)
-    doorbell.send(b"{}")
+    doorbell.send(json.dumps({"unfiltered": unfiltered}).encode())
     while record := _next_record(doorbell, setup["spin_us"]):
         doorbell.send(_answer(model, record, watchdog))
 
