@@ -46,6 +46,7 @@ lab: dev
 	$(BIN)/python -m tests.lab $(ARGS)
 
 soak: dev
+	SWAP_SECONDS=60 $(BIN)/python -m pytest tests/integration/agent/test_swap_under_load.py
 	$(BIN)/python -m tests.lab --soak $(ARGS)
 
 check: dev

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import struct
 import tempfile
 import time
 from pathlib import Path
@@ -23,6 +22,7 @@ import numpy.typing as npt
 
 from tests.support.captures import capture_datagrams
 from tests.support.flow_models import trained_release
+from tests.support.flow_packets import V5_HEADER, V5_RECORDS
 from tests.support.flow_training import capture_flows, capture_labels, capture_records
 from tests.support.tiny_models import Shelf, assigned
 from vedette.agent.adapters.clock import SystemClock
@@ -40,14 +40,6 @@ _TRAINED, _PLAYED = "base2/softflowd-v9", "base/softflowd-v9"
 _NETWORKS, _SECONDS = 720, 20
 _ATTACKS = 0.01  # of a large network's attack flows that are kept
 _TURN = 256
-_V5_HEADER = struct.Struct(">HHIIIIBBH")
-_V5_RECORD = np.dtype(
-    [
-        *(("src", ">u4"), ("dst", ">u4"), ("hop", ">u4"), ("in", ">u2"), ("out", ">u2"), ("packets", ">u4")),
-        *(("bytes", ">u4"), ("first", ">u4"), ("last", ">u4"), ("src_port", ">u2"), ("dst_port", ">u2"), ("p1", "u1")),
-        *(("flags", "u1"), ("proto", "u1"), ("tos", "u1"), ("asn", ">u4"), ("masks", ">u2"), ("p2", ">u2")),
-    ]
-)
 _UPTIME_MS = 10_000_000
 
 
@@ -91,7 +83,7 @@ def _by_export(parts: list[FlowRecords]) -> FlowRecords:
 
 def _datagrams(records: FlowRecords) -> list[Datagram]:
     """Return records as NetFlow v5 datagrams of 30, each exported when its last record was."""
-    wire = np.zeros(len(records), _V5_RECORD)
+    wire = np.zeros(len(records), V5_RECORDS)
     for name in ("src", "dst"):
         wire[name] = records[name + "_lo"] & np.uint64(0xFFFF_FFFF)
     for name in ("packets", "bytes", "src_port", "dst_port", "flags", "proto"):
@@ -103,7 +95,7 @@ def _datagrams(records: FlowRecords) -> list[Datagram]:
         part = wire[begin : begin + 30]
         export_ms = int(records["export_ms"][min(begin + 29, len(records) - 1)])
         seconds, milliseconds = divmod(export_ms, 1000)
-        head = _V5_HEADER.pack(5, len(part), _UPTIME_MS, seconds, milliseconds * 1_000_000, begin, 0, 0, 0)
+        head = V5_HEADER.pack(5, len(part), _UPTIME_MS, seconds, milliseconds * 1_000_000, begin, 0, 0, 0)
         made.append(Datagram(export_ms * 1_000_000, "192.0.2.1", 2055, head + part.tobytes()))
     return made
 

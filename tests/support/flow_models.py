@@ -80,7 +80,7 @@ def flow_release(shelf: Shelf, version: int = 1, *, bias: float = -5.0) -> Relea
     scores = outputs["score"].astype(np.float32)
     reference = ReferenceProfile.fit(FLOW_SCHEMA.names, features, scores, scores >= 0.5)
     golden = Golden({"features": features[:32]}, {name: array[:32] for name, array in outputs.items()})
-    return _release(shelf, version, LABELS, onnx=flow_onnx(bias), golden=golden, reference=reference)
+    return flow_release_of(shelf, version, LABELS, onnx=flow_onnx(bias), golden=golden, reference=reference)
 
 
 def trained_release(shelf: Shelf, *captures: str) -> Release:
@@ -97,10 +97,10 @@ def trained_release(shelf: Shelf, *captures: str) -> Release:
     scores = given(usual)["score"].astype(np.float32)
     reference = ReferenceProfile.fit(FLOW_SCHEMA.names, usual, scores, scores >= trained.threshold)
     golden = Golden({"features": trained.golden_rows}, given(trained.golden_rows))
-    return _release(shelf, 1, trained.classes, onnx=onnx, golden=golden, reference=reference)
+    return flow_release_of(shelf, 1, trained.classes, onnx=onnx, golden=golden, reference=reference)
 
 
-def _release(
+def flow_release_of(
     shelf: Shelf,
     version: int,
     labels: tuple[str, ...],
@@ -109,6 +109,7 @@ def _release(
     golden: Golden,
     reference: ReferenceProfile,
 ) -> Release:
+    """Return a release of a flow model; its blobs are put on the shelf."""
     return Release(
         model="flow-threat",
         version=version,

@@ -8,10 +8,21 @@ from __future__ import annotations
 import ipaddress
 import struct
 
+import numpy as np
+
 FieldSpec = tuple[int, int] | tuple[int, int, int]  # element, length, enterprise
 
 SECONDS = 1_795_433_818
 V4_FLOW: tuple[FieldSpec, ...] = ((8, 4), (12, 4), (7, 2), (11, 2), (4, 1), (6, 1), (2, 4), (1, 4), (22, 4), (21, 4))
+V5_HEADER = struct.Struct(">HHIIIIBBH")
+V5_RECORDS = np.dtype(
+    [
+        *(("src", ">u4"), ("dst", ">u4"), ("hop", ">u4"), ("in", ">u2"), ("out", ">u2"), ("packets", ">u4")),
+        *(("bytes", ">u4"), ("first", ">u4"), ("last", ">u4"), ("src_port", ">u2"), ("dst_port", ">u2"), ("p1", "u1")),
+        *(("flags", "u1"), ("proto", "u1"), ("tos", "u1"), ("asn", ">u4"), ("masks", ">u2"), ("p2", ">u2")),
+    ]
+)
+"""Many records at once."""
 
 
 def v5_record(
@@ -43,9 +54,7 @@ def v5(
     sampling: int = 0,
 ) -> bytes:
     count = len(records) if count is None else count
-    return struct.pack(">HHIIIIBBH", 5, count, uptime_ms, seconds, nanoseconds, sequence, *engine, sampling) + b"".join(
-        records
-    )
+    return V5_HEADER.pack(5, count, uptime_ms, seconds, nanoseconds, sequence, *engine, sampling) + b"".join(records)
 
 
 def v9(

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import queue
 import threading
+from pathlib import Path
 from typing import Any
+
+_AHEAD = 4
+"""Requests on a stream before their answers: enough that the next one waits when an answer leaves."""
 
 
 def _client(url: str) -> Any:
@@ -154,3 +158,87 @@ def hammer(
     client.close()
     seen = [version for index, version in enumerate(versions) if index == 0 or versions[index - 1] != version]
     return sum(counts), seen, errors
+
+
+def prove(
+    url: str, model: str, until: str, column: int, width: int
+) -> tuple[dict[int, int], dict[int, int], list[str]]:
+    """Ask as fast as answers come, one by one and on a stream, until a file is there; hold each against its version.
+
+    Return answers by version, of both ways, and what was wrong. See :mod:`tests.support.proving_models`.
+    """
+    provers = [_Prover(url, model, Path(until), column, width) for _ in range(2)]
+    ways = (provers[0].ask_alone, provers[1].ask_streamed)
+    threads = [threading.Thread(target=way) for way in ways]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    alone, streamed = provers
+    return alone.seen, streamed.seen, alone.wrong + streamed.wrong
+
+
+class _Prover:
+    """Requests of several lengths, and whether each answer is right for the version that it names."""
+
+    def __init__(self, url: str, model: str, until: Path, column: int, width: int) -> None:
+        import numpy as np
+
+        self._triton, self._client = _client(url)
+        self._model, self._until, self._column = model, until, column
+        self._asked = [np.zeros((rows, width), np.float32) for rows in (1, 2, 7, 64)]
+        random = np.random.default_rng()
+        for rows in self._asked:
+            rows[:, column] = random.integers(0, 2, len(rows))
+            rows[0, column] = 1  # an answer of nothing but zeros would prove nothing
+        self.seen: dict[int, int] = {}
+        self.wrong: list[str] = []
+
+    def ask_alone(self) -> None:
+        """Send a request when the one before is answered."""
+        from tritonclient.utils import InferenceServerException
+
+        number = 0
+        with self._client:
+            while not self._until.exists():
+                number += 1
+                try:
+                    result = self._client.infer(self._model, self._inputs(number), request_id=str(number))
+                except InferenceServerException as exc:
+                    self.wrong.append(f"request {number}: {exc}")
+                else:
+                    self._judge(result, number)
+
+    def ask_streamed(self) -> None:
+        """Send on one stream, some ahead of their answers."""
+        answers = queue.Queue[tuple[Any, Any]]()
+        sent = answered = 0
+        with self._client:
+            self._client.start_stream(lambda result, error: answers.put((result, error)))
+            while answered < sent or not self._until.exists():
+                if sent - answered < _AHEAD and not self._until.exists():
+                    sent += 1
+                    self._client.async_stream_infer(self._model, self._inputs(sent), request_id=str(sent))
+                    continue
+                result, error = answers.get(timeout=60)
+                answered += 1
+                if error is None:
+                    self._judge(result, answered)
+                else:
+                    self.wrong.append(f"streamed {answered}: {error}")
+            self._client.stop_stream()
+
+    def _inputs(self, number: int) -> list[Any]:
+        return _inputs(self._triton, {"features": self._asked[number % len(self._asked)]})
+
+    def _judge(self, result: Any, number: int) -> None:
+        import numpy as np
+
+        response = result.get_response()
+        version, marks = int(response.model_version), self._asked[number % len(self._asked)][:, self._column]
+        self.seen[version] = self.seen.get(version, 0) + 1
+        score = marks * np.float32(0.5 + version / 128)
+        right = {"score": score, "label": marks, "probabilities": np.stack([1 - score, score], axis=1)}
+        bad = [name for name, array in right.items() if not np.array_equal(result.as_numpy(name), array)]
+        if bad or response.id != str(number):
+            self.wrong.append(f"request {number}, answered as {response.id} by version {version}: wrong {bad}")
