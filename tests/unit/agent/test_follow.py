@@ -130,6 +130,20 @@ def test_nothing_is_lost_or_read_twice_over_rotations(
     assert writer.follower.counters.gaps == 0
 
 
+@pytest.mark.parametrize("is_first_kept", [True, False])
+def test_a_file_that_came_and_was_rotated_away_between_two_looks_is_read(writer: Writer, is_first_kept: bool) -> None:
+    writer.log(5)
+    writer.take()
+    for _ in range(3):
+        rename(writer)
+        writer.log(5)
+    if not is_first_kept:
+        writer.path.with_name("eve.json.3").unlink()
+    writer.settle()
+    assert writer.numbers == list(range(20))
+    assert (writer.follower.counters.rotations, writer.follower.counters.gaps) == (3, 0)
+
+
 def test_a_writer_that_was_not_told_of_the_rotation_yet_is_waited_for(writer: Writer) -> None:
     writer.log(5)
     writer.take()

@@ -4,7 +4,8 @@ What is told apart, and how: a file is known by its inode and by the digest of i
 again and a path is not a file.
 
 - Renamed, and made anew: the old one is read to its end and given up when the new one has bytes and the old one has
-  been quiet for :data:`GRACE_S`; log rotation makes the new file before the writer is told.
+  been quiet for :data:`GRACE_S`; log rotation makes the new file before the writer is told. Files that came and went
+  between two looks are found beside it under their rotated names.
 - Copied, and cut to nothing (logrotate's copytruncate): what was not read yet is read from the copy, when it lies
   beside the file under a rotated name; then the file from its beginning.
 - Cut, replaced or gone while nobody looked: read from its beginning, and counted as a gap.
@@ -251,11 +252,27 @@ class Follower:
                 self.problem = _problem(self._path, exc)
             return
         self.problem = None
-        self.counters.rotations += 1
+        between = self._rotated_between(newest, found)
+        self.counters.rotations += 1 + len(between)
         self.counters.gaps += self._has_missed
         self._has_missed = False
         self._read_at = self._monotonic()
+        for file in between:
+            self._files[-1].is_done = True  # its writer has begun, and ended, another since
+            self._files.append(file)
         self._files.append(found)
+
+    def _rotated_between(self, newest: _File, found: _File) -> list[_File]:
+        """Return files that were made and rotated away between two looks, oldest first."""
+        later = self._siblings(found)
+        known = [file.identity for file in later]
+        if newest.identity in known:
+            later_ones = known.index(newest.identity) + 1
+        else:  # it was moved elsewhere or compressed: time tells which of the others are younger
+            ended = os.fstat(newest.descriptor).st_mtime_ns
+            later_ones = sum(os.fstat(file.descriptor).st_mtime_ns <= ended for file in later)
+        _close(later[:later_ones])
+        return later[later_ones:]
 
     def _restart(self, file: _File) -> None:
         """Begin a file anew that was cut, after what a copy of it still has."""
