@@ -154,6 +154,7 @@ async def test_with_tls_and_a_token_only_its_bearer_is_answered(appliance: Appli
             assert await asked(f"Bearer {TOKEN}", path=CHECK, body=b"") == "OK"
             stream = channel.stream_stream(f"{PREFIX}ModelStreamInfer")()
             assert await _code(stream.read()) == "UNAUTHENTICATED"
+            assert (server.service.counts.answered, server.service.counts.refused) == (1, 10)
         async with client_of(server) as plain:
             assert await _code(plain.infer(_flow(), timeout=5)) == "UNAVAILABLE"
 

@@ -31,6 +31,10 @@ class RequestCounts:
         counts[bisect_left(_EDGES_S, took_s)] += 1
         self._seconds[slot] = self._seconds.get(slot, 0.0) + took_s
 
+    def add_stranger(self) -> None:
+        """Count a call without the token. What it asked for is not told apart: its name may be anything."""
+        self._ends["", "", "UNAUTHENTICATED"] += 1
+
     @property
     def answered(self) -> int:
         """Requests that got an answer."""

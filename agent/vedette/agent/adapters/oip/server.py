@@ -156,7 +156,7 @@ class InferenceServer:
         from grpc_reflection.v1alpha import reflection
 
         options = (*_OPTIONS, ("grpc.max_receive_message_length", self._settings.max_message_bytes))
-        interceptors = () if token is None else (_TokenCheck(token),)
+        interceptors = () if token is None else (_TokenCheck(token, self.service.counts),)
         server = grpc.aio.server(options=options, interceptors=interceptors, maximum_concurrent_rpcs=_MOST_CALLS)
         calls = Calls(self.service)
         server.add_generic_rpc_handlers(
@@ -196,8 +196,11 @@ def _read(path: Path) -> bytes:
     try:
         with path.open("rb") as file:
             data = file.read(_MOST_SECRET_BYTES + 1)
+    except PermissionError as exc:
+        remedy = f"chgrp vedette-agent {path} && chmod 0640 {path}, and restart (the group is the agent's own)"
+        raise SecretUnusable(f"{path} cannot be read", str(exc.strerror), remedy) from exc
     except OSError as exc:
-        raise SecretUnusable(f"{path} cannot be read", str(exc.strerror), "check the file and its owner") from exc
+        raise SecretUnusable(f"{path} cannot be read", str(exc.strerror), "put the right file there") from exc
     if not 0 < len(data) <= _MOST_SECRET_BYTES:
         why = f"it is {len(data)} bytes or more, limits 1 and {_MOST_SECRET_BYTES}"
         raise SecretUnusable(f"{path} cannot be used", why, "put the right file there")
@@ -248,8 +251,9 @@ def read_token(path: Path) -> bytes:
 class _TokenCheck(grpc.aio.ServerInterceptor):  # type: ignore[misc,unused-ignore]
     """Lets a call in that shows the token."""
 
-    def __init__(self, token: bytes) -> None:
+    def __init__(self, token: bytes, counts: RequestCounts) -> None:
         self._wanted = b"Bearer " + token
+        self._counts = counts
         self._refusal: Any = grpc.stream_stream_rpc_method_handler(_refuse_caller)
 
     async def intercept_service(self, continuation: Callable[[Any], Awaitable[Any]], handler_call_details: Any) -> Any:
@@ -257,7 +261,10 @@ class _TokenCheck(grpc.aio.ServerInterceptor):  # type: ignore[misc,unused-ignor
         given = [value for key, value in handler_call_details.invocation_metadata or () if key == "authorization"]
         shown = given[0] if len(given) == 1 else ""
         shown = shown.encode() if isinstance(shown, str) else shown
-        return await continuation(handler_call_details) if hmac.compare_digest(shown, self._wanted) else self._refusal
+        if hmac.compare_digest(shown, self._wanted):
+            return await continuation(handler_call_details)
+        self._counts.add_stranger()
+        return self._refusal
 
 
 async def _refuse_caller(_: Any, context: grpc.aio.ServicerContext[Any, Any]) -> None:
