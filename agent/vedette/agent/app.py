@@ -657,7 +657,7 @@ def seen(settings: Settings, start: str) -> Ground:
     except (AgentError, OSError, ValueError, http.client.HTTPException) as exc:
         return Ground(Sight.MUTE, trouble=str(exc) or type(exc).__name__)
     if report is not None:
-        return Ground(Sight.RUNNING, report)
+        return running_ground(report)
     try:
         return Ground(Sight.STOPPED, _stored_untouched(settings), start=start)
     except PermissionError:
@@ -665,6 +665,13 @@ def seen(settings: Settings, start: str) -> Ground:
     except (AgentError, OSError) as exc:
         status = Status(agent_time=EARLIEST)
         return Ground(Sight.STOPPED, _at_rest(settings, None, status), trouble=str(exc), start=start)
+
+
+def running_ground(report: Report) -> Ground:
+    """Return what a running agent's report is worth to this program, which may be of another version."""
+    if (runs := report.get("version")) != __version__:
+        return Ground(Sight.OTHER, trouble=f"vedette-agent {runs} runs, {__version__} is installed")
+    return Ground(Sight.RUNNING, report)
 
 
 def _asked(path: Path) -> Report:

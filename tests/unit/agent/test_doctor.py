@@ -10,8 +10,10 @@ from typing import Any
 
 import pytest
 
+from vedette.agent.app import running_ground
 from vedette.agent.domain import doctor
 from vedette.agent.domain.doctor import Check, Ground, Level, Reach, Reached, Sight
+from vedette.models.version import __version__
 
 _TODAY = datetime(2026, 11, 23, tzinfo=UTC)
 _ENROLLED = doctor.IdentityFacts(name="edge-7", agent_id="a1", addresses=("ctl.example:7443",))
@@ -121,6 +123,11 @@ _TABLE: dict[str, tuple[Iterable[Check], Level, list[str]]] = {
         ["not running", "systemctl start vedette-agent"],
     ),
     "may not be seen": (doctor.check_agent(Ground(Sight.HIDDEN, trouble="x")), _WARN, ["not seen", "sudo"]),
+    "is another version": (
+        doctor.check_agent(Ground(Sight.OTHER, trouble="0.0.9 runs, 0.1.0 is installed")),
+        _FAIL,
+        ["0.0.9 runs", "dpkg --configure -a"],
+    ),
     "is mute": (doctor.check_agent(Ground(Sight.MUTE, trouble="timed out")), _FAIL, ["timed out", "journalctl"]),
     "unit active": (doctor.check_unit(unit()), _OK, ["123 MB of 1.36 GB", "0 restarts"]),
     "unit without limits": (doctor.check_unit(unit(MemoryMax="infinity")), _OK, ["no limit"]),
@@ -385,7 +392,7 @@ def test_every_code_of_the_table_differs_when_all_is_well() -> None:
     assert list(doctor.check_conditions(ground())) == []
 
 
-@pytest.mark.parametrize("sight", [Sight.HIDDEN, Sight.MUTE])
+@pytest.mark.parametrize("sight", [Sight.HIDDEN, Sight.MUTE, Sight.OTHER])
 def test_what_was_not_seen_is_never_called_fine(sight: Sight) -> None:
     unseen = Ground(sight, trouble="x")
     judged = (
@@ -398,6 +405,12 @@ def test_what_was_not_seen_is_never_called_fine(sight: Sight) -> None:
         doctor.check_conditions,
     )
     assert Level.OK not in {check.level for judge in judged for check in judge(unseen)}
+
+
+def test_the_report_of_another_version_is_not_judged() -> None:
+    older = running_ground({"version": "0.0.9", "running": True})
+    assert (older.sight, older.trouble) == (Sight.OTHER, f"vedette-agent 0.0.9 runs, {__version__} is installed")
+    assert running_ground({"version": __version__}).is_running
 
 
 # How it reads

@@ -76,6 +76,7 @@ class Sight(StrEnum):
     STOPPED = "stopped"
     HIDDEN = "hidden"  # it may run; its socket is not for this user
     MUTE = "mute"  # it holds its socket and says nothing of use
+    OTHER = "other"  # one of another version runs: what it says is not judged by the rules of this one
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +109,9 @@ def check_agent(ground: Ground) -> Iterator[Check]:
         case Sight.MUTE:
             remedy = "Look at: journalctl -u vedette-agent -n 50. Then: systemctl restart vedette-agent"
             yield _fail("agent", f"it runs and cannot say how it stands: {ground.trouble}", remedy)
+        case Sight.OTHER:
+            remedy = "Finish the upgrade: dpkg --configure -a && systemctl restart vedette-agent. Then run this again"
+            yield _fail("agent", ground.trouble, remedy)
 
 
 @dataclass(frozen=True, slots=True)
@@ -460,7 +464,7 @@ def _exporter(exporter: Mapping[str, Any]) -> Iterator[Check]:
 
 def check_models(ground: Ground) -> Iterator[Check]:
     """Judge what serves, and what is not tried again."""
-    if ground.sight in (Sight.HIDDEN, Sight.MUTE):
+    if ground.sight not in (Sight.RUNNING, Sight.STOPPED):
         return
     slots = ground.report["slots"]
     if not slots:
@@ -626,27 +630,29 @@ def is_failed(checks: Iterable[Check]) -> bool:
 
 
 _COLOURS = {Level.OK: "32", Level.WARN: "33", Level.FAIL: "31;1"}
-_HEAD, _LEAST_WIDTH = 21, 40
+_LEAST_NAME, _LEAST_WIDTH = 13, 40
 
 
 def doctor_text(checks: Sequence[Check], columns: int, *, is_coloured: bool = False) -> str:
     """Return checks for a terminal: one a paragraph, wrapped beside its name, and a line that sums up."""
-    lines = [line for check in sorted_checks(checks) for line in _paragraph(check, columns, is_coloured)]
+    width = max(_LEAST_NAME, *(len(check.name) for check in checks))
+    lines = [line for check in sorted_checks(checks) for line in _paragraph(check, columns, width, is_coloured)]
     return "\n".join([*lines, _sum_up(checks)]) + "\n"
 
 
-def _paragraph(check: Check, columns: int, is_coloured: bool) -> list[str]:
+def _paragraph(check: Check, columns: int, width: int, is_coloured: bool) -> list[str]:
+    indent = width + len("  FAIL  ")
     text = f"{check.text.rstrip('.')}. {check.remedy}" if check.remedy else check.text
     rest = textwrap.wrap(
         text,
-        max(columns, _LEAST_WIDTH) - _HEAD,
+        max(columns, _LEAST_WIDTH) - indent,
         break_long_words=False,
         break_on_hyphens=False,
     )
     head = f"{check.level:<5}"
     head = f"\x1b[{_COLOURS[check.level]}m{head}\x1b[0m" if is_coloured else head
-    first = f" {head} {check.name:<13} {rest[0] if rest else ''}".rstrip()
-    return [first, *(" " * _HEAD + line for line in rest[1:])]
+    first = f" {head} {check.name:<{width}} {rest[0] if rest else ''}".rstrip()
+    return [first, *(" " * indent + line for line in rest[1:])]
 
 
 def _sum_up(checks: Sequence[Check]) -> str:
