@@ -30,9 +30,13 @@ class Gate(QueuedSink):
     lost_at = ("end",)
 
     def __init__(self, *, emits_all: bool = True, queue_bytes: int = 10**6) -> None:
-        super().__init__(emits_all=emits_all, queue_bytes=queue_bytes, on_problem=lambda _: None)
+        super().__init__(emits_all=emits_all, queue_bytes=queue_bytes, on_problem=self._told)
+        self.told: list[str | None] = []
         self.is_open = threading.Event()
         self.got: list[bytes] = []
+
+    def _told(self, problem: str | None) -> None:
+        self.told.append(problem)
 
     def _deliver(self, verdicts: Verdicts) -> None:
         self.is_open.wait()
@@ -98,6 +102,21 @@ def test_a_sink_that_hangs_at_the_end_is_left_behind_in_time(gate: Gate, caplog:
     gate.write(verdicts("2", "3"))
     gate.close(0.05)
     assert "verdicts were not handed to the gate sink" in caplog.text
+
+
+def test_a_sink_that_hangs_without_a_word_is_told_until_its_queue_was_empty(gate: Gate) -> None:
+    full = Gate(queue_bytes=20)
+    full.start()
+    for _ in range(100):
+        full.write(verdicts("12345"))
+    assert full.problem is not None
+    assert "sink.gate.queue is full" in full.problem
+    full.is_open.set()
+    assert full.flush(20.0)
+    assert full.problem is None
+    assert [problem is None for problem in full.told] == [False, True], "once each"
+    assert len(full.got) + full.counters.lost["queue"] == 100
+    full.close(20.0)
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")

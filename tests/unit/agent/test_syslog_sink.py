@@ -164,6 +164,30 @@ def test_over_udp_a_port_where_nobody_listens_is_told_until_somebody_does(bench:
     receiver.close()
 
 
+def test_over_udp_a_verdict_is_written_or_lost_and_never_both(bench: Callable[..., Bench]) -> None:
+    port = unused_port(socket.SOCK_DGRAM)
+    sending = bench("udp", port)
+    for line in ("1", "2", "3"):
+        sending.write(line)
+    assert "Connection refused" in str(sending.await_problem())
+    receiver = UdpReceiver(port)
+    assert sending.await_problem() is None
+    sending.write("4")
+    assert sending.sink.flush(20.0)
+    written, lost = sending.sink.counters.written, sending.sink.counters.lost["network"]
+    assert [number(receiver.message()) for _ in range(written)] == ["1", "2", "3", "4"][lost:]
+    assert (written, lost) == (3, 1), "the second was sent again and again, and is not lost"
+    receiver.close()
+
+
+def test_over_udp_the_last_verdict_of_an_evening_is_known_to_be_lost(bench: Callable[..., Bench]) -> None:
+    sending = bench("udp", unused_port(socket.SOCK_DGRAM))
+    sending.write("1")
+    assert "Connection refused" in str(sending.await_problem())
+    assert sending.sink.flush(20.0)
+    assert (sending.sink.counters.written, sending.sink.counters.lost["network"]) == (0, 1)
+
+
 def test_over_tcp_verdicts_arrive_in_order_through_a_restart_of_the_receiver(bench: Callable[..., Bench]) -> None:
     receiver = StreamReceiver()
     sending = bench("tcp", receiver.port)

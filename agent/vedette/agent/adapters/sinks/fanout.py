@@ -2,7 +2,8 @@
 
 Rules: ``write`` never waits, whatever a sink does. Each sink has a thread and a queue of its own, bounded in bytes:
 what does not fit is counted as lost, the newest first, and no other sink notices. What a sink could not hand over is
-counted by the place where it was lost. A sink tells when it begins to fail and when that ends, once each.
+counted by the place where it was lost. A sink tells when it begins to fail and when that ends, once each; one whose
+queue is full fails, too, though it may only be slow or hang without a word, until its queue was empty once.
 """
 
 from __future__ import annotations
@@ -106,6 +107,8 @@ class QueuedSink(ABC):
         self.emits_all = emits_all
         self.counters = SinkCounters(lost=Counter(dict.fromkeys(("queue", *self.lost_at), 0)))
         self.problem: str | None = None
+        self._failure: str | None = None
+        self._is_overrun = False
         self._queue_bytes = queue_bytes
         self._on_problem = on_problem
         self._waiting: deque[tuple[Verdicts, int]] = deque()
@@ -126,6 +129,8 @@ class QueuedSink(ABC):
         with self._changed:
             if self._bytes + size > self._queue_bytes:
                 self.counters.lost["queue"] += len(verdicts)
+                self._is_overrun = True
+                self._tell()
                 return
             self._waiting.append((verdicts, size))
             self._bytes += size
@@ -184,6 +189,10 @@ class QueuedSink(ABC):
         """Return after how long ``_grow_impatient`` is wanted though nothing comes; None is never."""
         return None
 
+    def _is_unsure(self) -> bool:
+        """Tell whether something that was handed over may still turn out to be lost."""
+        return False
+
     def _grow_impatient(self) -> None:
         """Do what was put off; here, close what nobody used for so long."""
         self._let_go()
@@ -211,7 +220,7 @@ class QueuedSink(ABC):
     def _next(self) -> tuple[Verdicts | None, bool, bool]:
         """Wait for something to do; return what to hand over, whether to reopen, whether to end."""
         with self._changed:
-            self._is_busy = False
+            self._is_busy = self._is_unsure()
             self._changed.notify_all()
             self._changed.wait_for(
                 lambda: self._waiting or self._must_reopen or self._ends_at is not None, self._patience_s()
@@ -220,6 +229,9 @@ class QueuedSink(ABC):
             must_reopen, self._must_reopen = self._must_reopen, False
             if not self._waiting:
                 return None, must_reopen, self._ends_at is not None
+            if len(self._waiting) == 1 and self._is_overrun:
+                self._is_overrun = False
+                self._tell()
             verdicts, size = self._waiting.popleft()
             self._bytes -= size
             return verdicts, must_reopen, False
@@ -238,10 +250,17 @@ class QueuedSink(ABC):
     def _is_over(self) -> bool:
         return self._ends_at is not None and time.monotonic() >= self._ends_at
 
-    def _say(self, problem: str | None) -> None:
-        was, self.problem = self.problem, problem
-        if (problem is None) != (was is None):
-            self._on_problem(problem)
+    def _say(self, failure: str | None) -> None:
+        with self._changed:
+            self._failure = failure
+            self._tell()
+
+    def _tell(self) -> None:
+        """Say what is wrong when that begins or ends. With the lock only: two threads know of it."""
+        overrun = f"takes verdicts slower than they come; sink.{self.name}.queue is full and what comes now is lost"
+        was, self.problem = self.problem, self._failure or (overrun if self._is_overrun else None)
+        if (self.problem is None) != (was is None):
+            self._on_problem(self.problem)
 
 
 class Fanout:

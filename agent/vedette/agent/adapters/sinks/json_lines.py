@@ -11,6 +11,7 @@ of logrotate's own files out of the way, and no line that is kept is deleted for
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from pathlib import Path
 
 from vedette.agent.adapters.sinks.fanout import OnProblem, QueuedSink, Verdicts
@@ -103,5 +104,6 @@ def _append_whole(file: int, lines: bytes) -> None:
         while view:
             view = view[os.write(file, view) :]
     except OSError:
-        os.ftruncate(file, before)
+        with suppress(OSError):  # what the disk said first is the reason
+            os.ftruncate(file, before)
         raise

@@ -2,12 +2,14 @@
 
 Rules: what TCP or TLS carried when the connection broke is sent again in the next one, so that a receiver may see a few
 lines twice; what the kernel had taken and the receiver never read is lost unseen, as syslog has no acknowledgement. UDP
-tells of nothing but a port where nobody listens. A message too long for the receiver leaves out its evidence, and is
-counted as lost if that is not enough.
+tells of nothing but a port where nobody listens: a datagram counts as written when the next one left without a word of
+it, or after a moment. A message too long for the receiver leaves out its evidence, and is counted as lost if that is
+not enough.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import ssl
@@ -26,6 +28,7 @@ _TIMEOUT_S = 10.0
 _FAREWELL_S = 1.0
 _USER_TIMEOUT_MS = 20_000  # of sent and unacknowledged bytes, after which the kernel gives a half-open connection up
 _CHUNK_BYTES = 64 * 1024
+_AGAIN = "it is tried again by itself"
 _ICMP_S = 0.2  # how long a refusal of a datagram may take to come back before a port counts as open again
 
 
@@ -41,6 +44,7 @@ class SyslogSink(QueuedSink):
         self._is_stream = settings.target.transport != "udp"
         self._backoff = Backoff(cap_s=settings.retry_cap_s)
         self._socket: socket.socket | None = None
+        self._on_trial: int | None = None  # size of the last datagram, which may still come back
 
     def _deliver(self, verdicts: Verdicts) -> None:
         messages = list(self._messages(verdicts))
@@ -51,8 +55,44 @@ class SyslogSink(QueuedSink):
                 self.counters.lost["end"] += len(messages) - done
                 return
             done += count
-            self.counters.written += count
-            self.counters.bytes += len(chunk)
+            self._settle()
+            if self._is_stream:
+                self._count(count, len(chunk))
+            else:
+                self._on_trial = len(chunk)
+
+    def _is_unsure(self) -> bool:
+        return self._on_trial is not None
+
+    def _patience_s(self) -> float | None:
+        return _ICMP_S if self._is_unsure() else None
+
+    def _grow_impatient(self) -> None:
+        if self._is_refused():
+            self._say(f"{self._settings.target} takes no messages: {os.strerror(errno.ECONNREFUSED)}; {_AGAIN}")
+            self._let_go()
+        self._settle()
+
+    def _is_refused(self) -> bool:
+        """Return whether the datagram that is on trial came back, and count it as lost if so."""
+        if self._on_trial is None or self._socket is None or not _error(self._socket):
+            return False
+        self._settle(is_lost=True)
+        return True
+
+    def _settle(self, *, is_lost: bool = False) -> None:
+        """Count the datagram that is on trial: each is written or lost, and none is both."""
+        if self._on_trial is None:
+            return
+        if is_lost:
+            self.counters.lost["network"] += 1
+        else:
+            self._count(1, self._on_trial)
+        self._on_trial = None
+
+    def _count(self, verdicts: int, size: int) -> None:
+        self.counters.written += verdicts
+        self.counters.bytes += size
 
     def _messages(self, verdicts: Verdicts) -> Iterator[bytes]:
         at, process, by = time_text(verdicts.at_ms), os.getpid(), verdicts.by
@@ -87,7 +127,7 @@ class SyslogSink(QueuedSink):
                 self._send(chunk)
             except (OSError, UnicodeError) as exc:  # UnicodeError: a host name that IDNA has no form for
                 self._let_go()
-                self._say(f"{self._settings.target} takes no messages: {_why(exc)}; it is tried again by itself")
+                self._say(f"{self._settings.target} takes no messages: {_why(exc)}; {_AGAIN}")
                 self._pause(self._backoff.failed())
             else:
                 self._backoff.succeeded()
@@ -104,14 +144,14 @@ class SyslogSink(QueuedSink):
             self._socket.sendall(chunk)
             if self.problem is not None and not self._is_stream:
                 self._await_refusal(self._socket)
-        except ConnectionRefusedError:  # of an earlier datagram
-            self.counters.lost["network"] += 1
+        except ConnectionRefusedError:  # of the datagram before; this one is sent again
+            self._settle(is_lost=True)
             raise
 
     def _await_refusal(self, udp: socket.socket) -> None:
         """Raise ConnectionRefusedError if the last datagram comes back: sending one proves nothing."""
         time.sleep(_ICMP_S)
-        if error := udp.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
+        if error := _error(udp):
             raise OSError(error, os.strerror(error))
 
     def _connected(self) -> socket.socket:
@@ -133,12 +173,18 @@ class SyslogSink(QueuedSink):
     def _let_go(self) -> None:
         if self._socket is None:
             return
+        self._is_refused()
         with suppress(OSError):
             self._socket.settimeout(_FAREWELL_S)
             if isinstance(self._socket, ssl.SSLSocket):
                 self._socket.unwrap()  # RFC 5425 section 4.4: a sender MUST send close_notify
         self._socket.close()
         self._socket = None
+
+
+def _error(made: socket.socket) -> int:
+    """Return and forget what came back from the network."""
+    return made.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
 
 
 def _connected_udp(target: Target) -> socket.socket:
