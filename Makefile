@@ -27,11 +27,11 @@ demo: dev
 
 # Side by side, for they wait more than they work; `make test ARGS="-n 0"` runs one after the other.
 test: dev
-	$(BIN)/python -m pytest -m 'not root and not gpu and not lab' -n $$(($$(nproc) + 1)) --dist loadfile --no-loadscope-reorder $(ARGS)
+	$(BIN)/python -m pytest -m 'not root and not gpu and not lab and not soak' -n $$(($$(nproc) + 1)) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 # What needs root: disks that are really full, packages made twice (those need `make needs`).
 test-root: dev
-	$(BIN)/python -m pytest -m 'root and not gpu and not lab' $(ARGS)
+	$(BIN)/python -m pytest -m 'root and not gpu and not lab and not soak' $(ARGS)
 
 # The two Debian packages, into dist/. `make deb ARGS=--help` has the rest.
 deb: dev
@@ -45,8 +45,10 @@ needs:
 lab: dev
 	$(BIN)/python -m tests.lab $(ARGS)
 
+# Promises under fire for minutes each; then the lab's own.
 soak: dev
 	SWAP_SECONDS=60 $(BIN)/python -m pytest tests/integration/agent/test_swap_under_load.py
+	$(BIN)/python -m pytest -m 'soak and not gpu' -n 0
 	$(BIN)/python -m tests.lab --soak $(ARGS)
 
 check: dev
