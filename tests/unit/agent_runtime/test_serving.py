@@ -23,6 +23,7 @@ from vedette.agent.domain.errors import (
     InstallCode,
     InstallFailed,
     InvalidRequest,
+    ModelFailed,
     NoActiveModel,
     WorkerTimeout,
 )
@@ -322,6 +323,16 @@ def tripwire_release(shelf: tiny_models.Shelf, kind: int = 0) -> Release:
         outputs=tiny_models.TRIPWIRE_OUTPUTS,
         golden=shelf.put(golden.to_bytes()),
     )
+
+
+async def test_a_flow_model_that_answers_other_rows_than_it_was_asked_costs_its_rows_and_not_the_agent(
+    appliance: Appliance,
+) -> None:
+    await install(appliance, appliance.shelf.flow_release(1, model=tiny_models.forgetful_flow_model(1.0)))
+    assert await version_that_answers(appliance, rows=16) == 1
+    with pytest.raises(ModelFailed, match=r"'score': \[16\].* for 17 rows"):
+        await appliance.serving.infer(SLOT, {"features": tiny_models.flow_rows(17)})
+    assert appliance.serving.actives[SLOT].stats.errors == 1
 
 
 # Downloads and disks

@@ -323,6 +323,8 @@ class Serving:
             model = self.active(slot) or await self.successor(slot)
             try:
                 found = await model.runner.infer(inputs, outputs=outputs, priority=priority)
+                if model.release.kind != "tensor":
+                    _check_rows(found, _rows(inputs))
             except Retired as exc:
                 if self.active(slot) is model:
                     raise NoActiveModel(f"slot {slot!r} is being stopped") from exc
@@ -815,6 +817,17 @@ def _needed(release: Release, build: SlotAssignment) -> Iterable[Blob]:
     """Return the files that serving a build needs."""
     found = release.build(build.build)
     return [blob for blob in (found.blob if found else None, release.golden, release.reference) if blob is not None]
+
+
+def _check_rows(outputs: Mapping[str, Array], rows: int) -> None:
+    """Make sure that an answer to rows has as many; only the release says so, and the model is whoever's.
+
+    Raises:
+        ModelFailed: It has not.
+    """
+    wrong = {name: list(array.shape) for name, array in outputs.items() if array.shape[:1] != (rows,)}
+    if wrong:
+        raise ModelFailed(f"outputs have shapes {wrong} for {rows} rows")
 
 
 def _rows(inputs: Mapping[str, Array]) -> int:
