@@ -80,6 +80,30 @@ class RingError(Exception):
     """The other side wrote what the layout does not allow."""
 
 
+class Patience:
+    """Whether to look again and again for the other side's word before sleeping, as either side does for ``us``.
+
+    Waking costs more than a small model; but where no word comes so soon, or the host is busy and the other side has no
+    core to speak from, looking is only in its way. So each vain look lets twice as many words pass without one.
+    """
+
+    def __init__(self, us: int) -> None:
+        self.us = us
+        self._rest = self._skips = 0  # words to let pass, after a vain look and from now
+
+    def pays(self) -> bool:
+        """Return whether to look this time; to be asked once a word."""
+        if self._skips:
+            self._skips -= 1
+            return False
+        return self.us > 0
+
+    def tell(self, *, came: bool) -> None:
+        """Learn how a look ended."""
+        self._rest = 0 if came else min(2 * self._rest + 1, 255)
+        self._skips = self._rest
+
+
 @dataclass(frozen=True, slots=True)
 class Tensor:
     """Where one tensor lies in an area and what may lie there."""

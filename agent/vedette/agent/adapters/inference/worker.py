@@ -32,6 +32,7 @@ from vedette.agent.adapters.inference.ring import (
     Failure,
     Kind,
     Part,
+    Patience,
     Plan,
     RingError,
     create_ring,
@@ -151,8 +152,7 @@ class Worker:
         self._timer: asyncio.TimerHandle | None = None
         self._requests = 0
         self._run_us = 0.0  # of a row, as the worker tells it: only good for the choice to spin
-        self._spin_rest = self._spin_skips = 0  # requests to let pass without spinning, after a vain one and from now
-        self._spin_us = settings.spin_us if len(os.sched_getaffinity(0)) > 1 else 0
+        self._patience = Patience(settings.spin_us if len(os.sched_getaffinity(0)) > 1 else 0)
         self._cause: str | None = None
         self._child: Child | None = None
         self._asker: Asker | None = None
@@ -230,7 +230,7 @@ class Worker:
             "max_rows": self._plan.max_rows,
             "variable_bytes": self._plan.variable_bytes,
             "arena": settings.arena,
-            "spin_us": self._spin_us,
+            "spin_us": self._patience.us,
         }
         return json.dumps(described | limits).encode()
 
@@ -310,10 +310,7 @@ class Worker:
 
     def pays_to_spin(self, rows: int) -> bool:
         """Return whether an answer for that many rows may come before sleeping and waking would cost more."""
-        if self._spin_skips:
-            self._spin_skips -= 1
-            return False
-        return self._run_us * rows < self._spin_us
+        return self._run_us * rows < self._patience.us and self._patience.pays()
 
     def spin(self, answer: asyncio.Future[Any]) -> None:
         """Look for a quick answer before the loop sleeps: waking either side costs more than a small model.
@@ -321,12 +318,10 @@ class Worker:
         Measured on 2 virtual cores, perceptron 40-128-64-5, one row, p50 of 2,000 and CPU of both processes: without
         130 us and 125 us; with 33 us and 69 us (tests/bench/bench_worker.py).
         """
-        end = time.monotonic() + self._spin_us / 1e6
+        end = time.monotonic() + self._patience.us / 1e6
         while not answer.done() and self._cause is None and time.monotonic() < end:
             self._read()
-        # On a busy host the worker has no core to answer from: then looking is only in its way, so look less and less.
-        self._spin_rest = 0 if answer.done() else min(2 * self._spin_rest + 1, 255)
-        self._spin_skips = self._spin_rest
+        self._patience.tell(came=answer.done())
 
     def _read(self) -> None:
         was_reset = False

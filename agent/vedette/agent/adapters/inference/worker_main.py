@@ -37,6 +37,7 @@ from vedette.agent.adapters.inference.ring import (
     Area,
     Failure,
     Kind,
+    Patience,
     Plan,
     RingError,
     Shape,
@@ -375,18 +376,23 @@ def serve(doorbell: socket.socket) -> None:
     # From here no thread or process is started any more. Root is exempt from this limit, the service user is not.
     _limit(resource.RLIMIT_NPROC, 0)
     doorbell.send(json.dumps({"unfiltered": unfiltered}).encode())
-    while record := _next_record(doorbell, setup["spin_us"]):
+    patience = Patience(setup["spin_us"])
+    while record := _next_record(doorbell, patience):
         doorbell.send(_answer(model, record, watchdog))
 
 
-def _next_record(doorbell: socket.socket, spin_us: int) -> bytes:
-    """Return the next record, b"" at the end; look again and again for ``spin_us`` before sleeping."""
-    end = time.perf_counter_ns() + spin_us * 1000
-    while spin_us and time.perf_counter_ns() < end:
-        try:
-            return doorbell.recv(RECORD.size, socket.MSG_DONTWAIT)
-        except BlockingIOError:
-            continue
+def _next_record(doorbell: socket.socket, patience: Patience) -> bytes:
+    """Return the next record, b"" at the end; before sleeping, look for it where that pays."""
+    if patience.pays():
+        end = time.perf_counter_ns() + patience.us * 1000
+        while time.perf_counter_ns() < end:
+            try:
+                record = doorbell.recv(RECORD.size, socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                continue
+            patience.tell(came=True)
+            return record
+        patience.tell(came=False)
     return doorbell.recv(RECORD.size)
 
 
