@@ -5,8 +5,8 @@ first instant it can be connected to. A caller costs what it sends and no more: 
 messages in progress on a stream and bytes as a whole are bounded, a call that is cancelled or late is dropped. No fault
 of one call reaches another. The messages themselves are :mod:`vedette.agent.adapters.oip.service`'s.
 
-grpc.aio on the agent's own loop, since a worker's answer comes there, and messages as bytes: both measured in
-docs/inference.md.
+Handlers run on the agent's own loop, since a worker's answer comes there, and get messages as bytes; what lies between
+them and gRPC's core is :mod:`vedette.agent.adapters.oip.engine`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import logging
 import socket
 import ssl
 import stat
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from google.protobuf.message import Message
 
 from vedette.agent.adapters.inference.serving import Serving
 from vedette.agent.adapters.oip.counts import RequestCounts
+from vedette.agent.adapters.oip.engine import Call, Engine, Metadata, Method
 from vedette.agent.adapters.oip.errors import NotAllowed, NotOffered, code_of, text_of, trailers_of
 from vedette.agent.adapters.oip.service import InferenceService, parsed
 from vedette.agent.adapters.telling.http import AddressInUse
@@ -82,7 +83,7 @@ class InferenceServer:
         self._settings = settings
         self.counts = RequestCounts()
         self.service = InferenceService(serving, self.counts, settings.max_message_bytes)
-        self._servers: list[grpc.aio.Server] = []
+        self._servers: list[Engine] = []
         self._bound: Path | None = None
         self.port: int | None = None  # of TCP
 
@@ -102,7 +103,7 @@ class InferenceServer:
             why = f"{exc}; the socket's path is {len(str(path))} bytes, limit 107"
             raise AddressInUse(f"programs cannot ask on {path}", why, "check inference.socket") from exc
         self._bound = path
-        await self._start(server)
+        self._start(server)
         logger.info("programs may ask on unix:%s, mode %o", path, SOCKET_MODE)
 
     async def start_tcp(self) -> None:
@@ -120,15 +121,11 @@ class InferenceServer:
         server = self._server(None if token is None else read_token(token))
         address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         try:
-            bound = (
-                server.add_insecure_port(address)
-                if credentials is None
-                else server.add_secure_port(address, credentials)
-            )
+            bound = server.listen(address, credentials)
         except RuntimeError as exc:
             remedy = "choose another inference.listen"
             raise AddressInUse(f"programs cannot ask on {address}", "the address is taken or not here", remedy) from exc
-        await self._start(server)
+        self._start(server)
         self.port = bound
         logger.info("programs may ask on %s:%d%s", host, bound, "" if credentials is None else ", TLS")
 
@@ -140,8 +137,8 @@ class InferenceServer:
             with suppress(OSError):
                 self._bound.unlink()
 
-    async def _start(self, server: grpc.aio.Server) -> None:
-        await server.start()
+    def _start(self, server: Engine) -> None:
+        server.start()
         self._servers.append(server)
 
     def _credentials(self) -> grpc.ServerCredentials | None:
@@ -152,24 +149,23 @@ class InferenceServer:
         _check_pair(settings.tls_certificate, settings.tls_key)
         return grpc.ssl_server_credentials([pair])
 
-    def _server(self, token: bytes | None) -> grpc.aio.Server:
-        from grpc_reflection.v1alpha import reflection
-
+    def _server(self, token: bytes | None) -> Engine:
         options = (*_OPTIONS, ("grpc.max_receive_message_length", self._settings.max_message_bytes))
-        interceptors = () if token is None else (_TokenCheck(token, self.service.counts),)
-        server = grpc.aio.server(options=options, interceptors=interceptors, maximum_concurrent_rpcs=_MOST_CALLS)
-        calls = Calls(self.service)
-        server.add_generic_rpc_handlers(
-            (
-                grpc.method_handlers_generic_handler(SERVICE, calls.handlers()),
-                grpc.method_handlers_generic_handler(HEALTH, Health(self.service).handlers()),
-            )
-        )
-        reflection.enable_server_reflection((SERVICE, HEALTH, REFLECTION), server)
-        return server
+        services: dict[str, Calls | Health | Reflection] = {
+            SERVICE: Calls(self.service),
+            HEALTH: Health(self.service),
+            REFLECTION: Reflection(),
+        }
+        methods = {
+            f"/{service}/{name}": method
+            for service, calls in services.items()
+            for name, method in calls.methods().items()
+        }
+        checks = () if token is None else (TokenCheck(token), self.counts.add_stranger)
+        return Engine(methods, options, _MOST_CALLS, *checks)
 
 
-def _bind_unix(server: grpc.aio.Server, path: Path) -> None:
+def _bind_unix(server: Engine, path: Path) -> None:
     """Make the socket in a folder that nobody else enters, and only when its mode is right put it in its place."""
     if _is_answered(path):
         raise OSError("another program answers there")
@@ -179,7 +175,7 @@ def _bind_unix(server: grpc.aio.Server, path: Path) -> None:
     made = nursery / "s"
     made.unlink(missing_ok=True)
     try:
-        server.add_insecure_port(f"unix:{made}")
+        server.listen(f"unix:{made}")
         made.chmod(SOCKET_MODE)
         made.replace(path)
     finally:
@@ -248,31 +244,24 @@ def read_token(path: Path) -> bytes:
     return token
 
 
-class _TokenCheck(grpc.aio.ServerInterceptor):  # type: ignore[misc,unused-ignore]
+class TokenCheck:
     """Lets a call in that shows the token."""
 
-    def __init__(self, token: bytes, counts: RequestCounts) -> None:
+    def __init__(self, token: bytes) -> None:
         self._wanted = b"Bearer " + token
-        self._counts = counts
-        self._refusal: Any = grpc.stream_stream_rpc_method_handler(_refuse_caller)
+        self._refusal = NotAllowed("show the token of inference.token_file: metadata 'authorization: Bearer TOKEN'")
 
-    async def intercept_service(self, continuation: Callable[[Any], Awaitable[Any]], handler_call_details: Any) -> Any:
-        """Return the call's handler, or one that refuses it."""
-        given = [value for key, value in handler_call_details.invocation_metadata or () if key == "authorization"]
+    def __call__(self, metadata: Metadata) -> tuple[grpc.StatusCode, str] | None:
+        """Return how a call is refused, None where it may go on."""
+        given = [value for key, value in metadata if key == "authorization"]
         shown = given[0] if len(given) == 1 else ""
         shown = shown.encode() if isinstance(shown, str) else shown
         if hmac.compare_digest(shown, self._wanted):
-            return await continuation(handler_call_details)
-        self._counts.add_stranger()
-        return self._refusal
+            return None
+        return code_of(self._refusal), text_of(self._refusal)
 
 
-async def _refuse_caller(_: Any, context: grpc.aio.ServicerContext[Any, Any]) -> None:
-    text = "show the token of inference.token_file: metadata 'authorization: Bearer TOKEN'"
-    await _abort(context, NotAllowed(text))
-
-
-async def _abort(context: grpc.aio.ServicerContext[Any, Any], error: AgentError) -> None:
+async def _abort(context: Call, error: AgentError) -> None:
     await context.abort(code_of(error), text_of(error), trailers_of(error))
 
 
@@ -282,7 +271,7 @@ class Calls:
     def __init__(self, service: InferenceService) -> None:
         self._service = service
 
-    def handlers(self) -> dict[str, grpc.RpcMethodHandler[Any, Any]]:
+    def methods(self) -> dict[str, Method]:
         """Return a handler for each call, by name."""
         service = self._service
         asked: dict[str, tuple[type[Message], Callable[[Any], Any]]] = {
@@ -298,13 +287,13 @@ class Calls:
             "RepositoryModelUnload": (pb.RepositoryModelUnloadRequest, service.model_unload),
         }
         return {
-            "ModelInfer": grpc.unary_unary_rpc_method_handler(self._infer),
-            "ModelStreamInfer": grpc.stream_stream_rpc_method_handler(self._stream),
-            **{name: grpc.unary_unary_rpc_method_handler(_asked(kind, work)) for name, (kind, work) in asked.items()},
-            **{name: grpc.unary_unary_rpc_method_handler(_unserved(name)) for name in _UNSERVED},
+            "ModelInfer": Method(self._infer),
+            "ModelStreamInfer": Method(self._stream, takes_many=True, gives_many=True),
+            **{name: Method(_asked(kind, work)) for name, (kind, work) in asked.items()},
+            **{name: Method(_unserved(name)) for name in _UNSERVED},
         }
 
-    async def _infer(self, body: bytes, context: grpc.aio.ServicerContext[bytes, bytes]) -> bytes:
+    async def _infer(self, body: bytes, context: Call) -> bytes:
         try:
             return await self._service.infer(body, context.time_remaining(), "ModelInfer")
         except AgentError as exc:
@@ -314,7 +303,7 @@ class Calls:
         await _abort(context, error)
         return b""
 
-    async def _stream(self, requests: AsyncIterator[bytes], context: grpc.aio.ServicerContext[bytes, bytes]) -> None:
+    async def _stream(self, requests: Call, context: Call) -> None:
         """Answer the requests of a stream in their order, several in progress at once."""
         await _check_open(self._service, context)
         ends_at_error = _wants_grpc_errors(context)
@@ -346,9 +335,12 @@ class Calls:
                 else:
                     await context.write(answer)
         finally:
-            self._service.counts.streams -= 1
             for task in tasks:
                 task.cancel()
+            try:
+                await asyncio.gather(*tasks, return_exceptions=True)
+            finally:
+                self._service.counts.streams -= 1
 
     async def _streamed(self, body: bytes, left_s: float | None, ends_at_error: bool) -> bytes | AgentError:
         """Return a serialised ModelStreamInferResponse, or the error that ends the stream."""
@@ -361,13 +353,13 @@ class Calls:
         return _in_stream(body, answer)
 
 
-async def _check_open(service: InferenceService, context: grpc.aio.ServicerContext[Any, Any]) -> None:
+async def _check_open(service: InferenceService, context: Call) -> None:
     """Refuse one more stream or watch where too many are open."""
     if service.counts.streams >= _MOST_OPEN:
         await _abort(context, Overloaded(f"{_MOST_OPEN} streams and watches are open, limit {_MOST_OPEN}", _OPEN_S))
 
 
-def _wants_grpc_errors(context: grpc.aio.ServicerContext[Any, Any]) -> bool:
+def _wants_grpc_errors(context: Call) -> bool:
     """Return whether an error shall end the stream with its status: Triton's header of that name."""
     metadata = context.invocation_metadata() or ()
     return any(key == "triton_grpc_error" and value == "true" for key, value in metadata)
@@ -414,7 +406,7 @@ Handler = Callable[[bytes, Any], Awaitable[bytes]]
 def _asked(kind: type[Message], work: Callable[[Any], Any]) -> Handler:
     """Return the handler of a question."""
 
-    async def answer(body: bytes, context: grpc.aio.ServicerContext[bytes, bytes]) -> bytes:
+    async def answer(body: bytes, context: Call) -> bytes:
         try:
             found = work(parsed(kind, body))
             message: Message = await found if inspect.isawaitable(found) else found
@@ -433,7 +425,7 @@ def _unserved(name: str) -> Handler:
     what = "shared memory" if "SharedMemory" in name else "settings of traces and logs"
     remedy = "send tensors as bytes" if "SharedMemory" in name else "see agent.toml"
 
-    async def refuse(body: bytes, context: grpc.aio.ServicerContext[bytes, bytes]) -> bytes:
+    async def refuse(body: bytes, context: Call) -> bytes:
         await _abort(context, NotOffered(f"{name}: this server has no {what}; {remedy}"))
         return b""
 
@@ -452,21 +444,18 @@ class Health:
         self._pb: Any = health_pb2
         self._service = service
 
-    def handlers(self) -> dict[str, grpc.RpcMethodHandler[Any, Any]]:
+    def methods(self) -> dict[str, Method]:
         """Return the handlers of Check and Watch."""
-        return {
-            "Check": grpc.unary_unary_rpc_method_handler(self._check),
-            "Watch": grpc.unary_stream_rpc_method_handler(self._watch),
-        }
+        return {"Check": Method(self._check), "Watch": Method(self._watch, gives_many=True)}
 
-    async def _check(self, body: bytes, context: grpc.aio.ServicerContext[bytes, bytes]) -> bytes:
+    async def _check(self, body: bytes, context: Call) -> bytes:
         name = await self._name(body, context)
         status = self._status(name)
         if status == self._pb.HealthCheckResponse.SERVICE_UNKNOWN:
             await context.abort(grpc.StatusCode.NOT_FOUND, f"no service or slot {name[:80]!r} is here")
         return bytes(self._pb.HealthCheckResponse(status=status).SerializeToString())
 
-    async def _watch(self, body: bytes, context: grpc.aio.ServicerContext[bytes, bytes]) -> None:
+    async def _watch(self, body: bytes, context: Call) -> None:
         name = await self._name(body, context)
         await _check_open(self._service, context)
         told = None
@@ -481,7 +470,7 @@ class Health:
         finally:
             self._service.counts.streams -= 1
 
-    async def _name(self, body: bytes, context: grpc.aio.ServicerContext[bytes, bytes]) -> str:
+    async def _name(self, body: bytes, context: Call) -> str:
         try:
             return str(parsed(self._pb.HealthCheckRequest, body).service)
         except InvalidRequest as exc:
@@ -497,3 +486,26 @@ class Health:
         else:
             return int(kinds.SERVICE_UNKNOWN)
         return int(kinds.SERVING if good else kinds.NOT_SERVING)
+
+
+class Reflection:
+    """gRPC's reflection service: what is served here, for tools that have no ``.proto`` file."""
+
+    def __init__(self) -> None:
+        from grpc_reflection.v1alpha import reflection, reflection_pb2
+
+        self._request: Any = reflection_pb2.ServerReflectionRequest
+        self._answers: Any = reflection.ReflectionServicer((SERVICE, HEALTH, REFLECTION)).ServerReflectionInfo
+
+    def methods(self) -> dict[str, Method]:
+        """Return the handler of its one call."""
+        return {"ServerReflectionInfo": Method(self._tell, takes_many=True, gives_many=True)}
+
+    async def _tell(self, requests: Call, context: Call) -> None:
+        async for body in requests:
+            try:
+                asked = parsed(self._request, body)
+            except InvalidRequest as exc:
+                await _abort(context, exc)
+            for answer in self._answers(iter((asked,)), context):
+                await context.write(answer.SerializeToString())
