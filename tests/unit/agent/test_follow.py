@@ -144,6 +144,32 @@ def test_a_file_that_came_and_was_rotated_away_between_two_looks_is_read(writer:
     assert (writer.follower.counters.rotations, writer.follower.counters.gaps) == (3, 0)
 
 
+def compress(writer: Writer, number: int) -> None:
+    plain = writer.path.with_name(f"eve.json.{number}")
+    packed = plain.with_name(f"{plain.name}.gz")
+    packed.write_bytes(b"\x1f\x8b")
+    shutil.copystat(plain, packed)
+    plain.unlink()
+
+
+def test_a_file_that_was_compressed_before_anybody_saw_it_is_a_gap(writer: Writer) -> None:
+    writer.log(5)
+    writer.take()
+    rename(writer)
+    writer.log(5)
+    compress(writer, 1)
+    writer.settle()
+    assert (writer.numbers, writer.follower.counters.gaps) == (list(range(10)), 0)  # it was open
+    for packed in (1, 1, 0):
+        rename(writer)
+        if packed:
+            compress(writer, packed)
+        writer.log(5)
+    writer.settle()
+    assert writer.numbers == [*range(10), *range(15, 25)]
+    assert writer.follower.counters.gaps == 1
+
+
 def test_a_writer_that_was_not_told_of_the_rotation_yet_is_waited_for(writer: Writer) -> None:
     writer.log(5)
     writer.take()

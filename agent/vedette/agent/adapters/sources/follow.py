@@ -9,6 +9,7 @@ again and a path is not a file.
 - Copied, and cut to nothing (logrotate's copytruncate): what was not read yet is read from the copy, when it lies
   beside the file under a rotated name; then the file from its beginning.
 - Cut, replaced or gone while nobody looked: read from its beginning, and counted as a gap.
+- Compressed before it was ever seen: a gap, known by a time that is later than that of the file that was read.
 - Compressed: whoever compresses deletes the file, which is still read to its end while it is open; after a restart the
   rest is a gap. Compressed files are never opened.
 
@@ -42,6 +43,7 @@ _ABSENT_S = 30.0  # a rotation leaves no file for a moment; that is nobody's tro
 _MOST_SIBLINGS = 4096
 _MOST_OPEN = 32
 _DIGITS = r"[.-]\d[\dT:._-]*"
+_COMPRESSED = r"\.(?:gz|bz2|xz|zst|lz4)"
 
 
 class PositionError(Exception):
@@ -269,8 +271,10 @@ class Follower:
         if newest.identity in known:
             later_ones = known.index(newest.identity) + 1
         else:  # it was moved elsewhere or compressed: time tells which of the others are younger
-            ended = os.fstat(newest.descriptor).st_mtime_ns
-            later_ones = sum(os.fstat(file.descriptor).st_mtime_ns <= ended for file in later)
+            ended_ns = os.fstat(newest.descriptor).st_mtime_ns
+            later_ones = sum(os.fstat(file.descriptor).st_mtime_ns <= ended_ns for file in later)
+            # What compresses a file gives the new one the time of the old one.
+            self._has_missed |= any(time_ns > ended_ns for time_ns, _ in self._rotated(_COMPRESSED))
         _close(later[:later_ones])
         return later[later_ones:]
 
@@ -320,20 +324,24 @@ class Follower:
 
     def _siblings(self, apart_from: _File) -> list[_File]:
         """Open the files beside this one that have its name as log rotation changes it, oldest first."""
+        opened = []
+        for _, name in self._rotated()[-_MOST_OPEN:]:
+            with suppress(OSError):  # gone meanwhile, or not ours to read
+                opened.append(self._open(self._path.with_name(name)))
+        _close(file for file in opened if file.identity == apart_from.identity)
+        return [file for file in opened if file.identity != apart_from.identity]
+
+    def _rotated(self, ending: str = "") -> list[tuple[int, str]]:
+        """Return when they were changed, and names, of files that log rotation named after this one, oldest first."""
         stem, suffix = re.escape(self._path.stem), re.escape(self._path.suffix)
-        rotated = re.compile(f"{stem}{suffix}{_DIGITS}|{stem}{_DIGITS}{suffix}")
+        rotated = re.compile(f"(?:{stem}{suffix}{_DIGITS}|{stem}{_DIGITS}{suffix}){ending}")
         found: list[tuple[int, str]] = []
         with os.scandir(self._path.parent) as entries:
             for entry in itertools.islice(entries, _MOST_SIBLINGS):
                 if rotated.fullmatch(entry.name):
                     with suppress(OSError):  # gone meanwhile
                         found.append((entry.stat().st_mtime_ns, entry.name))
-        opened = []
-        for _, name in sorted(found)[-_MOST_OPEN:]:
-            with suppress(OSError):  # gone meanwhile, or not ours to read
-                opened.append(self._open(self._path.with_name(name)))
-        _close(file for file in opened if file.identity == apart_from.identity)
-        return [file for file in opened if file.identity != apart_from.identity]
+        return sorted(found)
 
     def _open(self, path: Path) -> _File:
         # Looked at before it is opened: to open a device may do something, to open a pipe may wait.
