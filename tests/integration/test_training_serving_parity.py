@@ -31,6 +31,7 @@ from vedette.agent.adapters.inference.serving import Answer, Serving
 from vedette.agent.adapters.pipeline import FlowPipeline, Serves
 from vedette.agent.adapters.sinks.fanout import Verdicts
 from vedette.agent.adapters.sources.collector import Collector
+from vedette.agent.domain.priority import Priority
 from vedette.agent.domain.windows import Windows
 from vedette.controller.conversion.parity import open_session
 from vedette.controller.jobs import import_data
@@ -60,7 +61,14 @@ class Watched:
     def actives(self) -> Mapping[str, Serves]:
         return self._serving.actives
 
-    async def infer(self, slot: str, inputs: Mapping[str, npt.NDArray[Any]], *, is_counted: bool = True) -> Answer:
+    async def infer(
+        self,
+        slot: str,
+        inputs: Mapping[str, npt.NDArray[Any]],
+        *,
+        is_counted: bool = True,
+        priority: Priority = Priority.FLOW,
+    ) -> Answer:
         answer = await self._serving.infer(slot, inputs, is_counted=is_counted)
         if is_counted:
             self.asked.append(inputs["features"].copy())

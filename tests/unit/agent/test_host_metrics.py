@@ -20,6 +20,7 @@ from vedette.agent.adapters.inference.serving import Answer
 from vedette.agent.adapters.sinks.fanout import Verdicts
 from vedette.agent.adapters.sources.host_metrics import HostSource
 from vedette.agent.domain.errors import WorkerCrashed
+from vedette.agent.domain.priority import Priority
 from vedette.agent.domain.windows import Gauges, Windows
 from vedette.models.host import HOST_SCHEMA, HostReading
 from vedette.models.release import Release
@@ -58,7 +59,14 @@ class Bench:
         spent = {f"cpu_{name}": now_s for name in ("user", "system", "iowait", "interrupt", "steal", "idle")}
         return HostReading(now_s, spent, {"tasks": self.tasks}, {"forks": now_s * 3})
 
-    async def infer(self, slot: str, inputs: Mapping[str, npt.NDArray[Any]], *, is_counted: bool = True) -> Answer:
+    async def infer(
+        self,
+        slot: str,
+        inputs: Mapping[str, npt.NDArray[Any]],
+        *,
+        is_counted: bool = True,
+        priority: Priority = Priority.FLOW,
+    ) -> Answer:
         self.asked.append((slot, len(inputs["features"])))
         if self.fails:
             raise WorkerCrashed("the worker died")

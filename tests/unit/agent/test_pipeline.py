@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from vedette.agent.adapters.sinks.fanout import Verdicts
 from vedette.agent.domain.allowance import Allowance
 from vedette.agent.domain.errors import WorkerCrashed
 from vedette.agent.domain.pressure import Level
+from vedette.agent.domain.priority import Priority
 from vedette.agent.domain.windows import Gauges, Windows
 from vedette.models.flows.datagrams import Datagram
 from vedette.models.profile import DataProfile, ReferenceProfile
@@ -54,13 +56,22 @@ class Numpy:
         self.fails = False
         self.spoil: dict[str, Any] = {}
         self.rows: list[int] = []
+        self.priorities: set[tuple[bool, Priority]] = set()
 
-    async def infer(self, slot: str, inputs: Mapping[str, npt.NDArray[Any]], *, is_counted: bool = True) -> Answer:
+    async def infer(
+        self,
+        slot: str,
+        inputs: Mapping[str, npt.NDArray[Any]],
+        *,
+        is_counted: bool = True,
+        priority: Priority = Priority.FLOW,
+    ) -> Answer:
         await asyncio.sleep(0)
         if self.fails:
             raise WorkerCrashed("the worker died")
         features = inputs["features"]
         self.rows.append(len(features))
+        self.priorities.add((is_counted, priority))
         outputs: dict[str, Any] = logistic(features, BIAS)
         for name, item in self.spoil.items():
             outputs[name][0] = item
@@ -77,8 +88,10 @@ class Lines:
     def __init__(self) -> None:
         self.text = b""
         self.count = 0
+        self.sizes: list[int] = []
 
     def write(self, verdicts: Verdicts) -> None:
+        self.sizes.append(len(verdicts))
         self.text += b"".join(verdicts.lines)
         self.count += len(verdicts)
 
@@ -125,6 +138,32 @@ async def test_every_flow_of_a_capture_is_scored_and_the_flagged_ones_are_writte
     assert (counters.flows, counters.rows_scored) == (len(expected), len(expected))
     assert counters.rows_flagged == bench.lines.count == int(expected.sum()) > 50
     assert {v["vedette"]["verdict"] for v in bench.lines.verdicts} == {"scan"}
+
+
+async def test_thousands_of_verdicts_at_once_leave_the_loop_to_others_in_between() -> None:
+    bench = Bench("flow-threat", emit_all=True, evidence_per_s=0)
+    bench.pipeline.take(capture_datagrams(CAPTURE)[:400])
+    bench.pipeline.flush()
+    turns: list[int] = []
+
+    async def another() -> None:
+        while True:
+            turns.append(bench.lines.count)
+            await asyncio.sleep(0)
+
+    other = asyncio.create_task(another())
+    await bench.pipeline.score_waiting()
+    other.cancel()
+    told = bench.lines.count
+    assert told == bench.pipeline.counters.flows > 2000
+    steps = [after - before for before, after in itertools.pairwise([*turns, told])]
+    assert max(steps) == max(bench.lines.sizes) <= 256
+
+
+async def test_evidence_is_asked_for_behind_every_flow() -> None:
+    bench = Bench("flow-threat")
+    await bench.replay(capture_datagrams(CAPTURE)[:600])
+    assert bench.scorer.priorities == {(True, Priority.FLOW), (False, Priority.EXPLAIN)}
 
 
 async def test_a_verdict_names_host_model_exporter_and_what_drove_it() -> None:

@@ -24,6 +24,7 @@ from vedette.agent.domain.allowance import Allowance
 from vedette.agent.domain.clock import Clock
 from vedette.agent.domain.errors import InferenceError
 from vedette.agent.domain.pressure import PROFILED_ONE_IN, Level
+from vedette.agent.domain.priority import Priority
 from vedette.agent.domain.sampling import in_share
 from vedette.agent.domain.windows import ScoredRows, Windows
 from vedette.models.documents import digest_of
@@ -47,6 +48,7 @@ _AHEAD_FLOWS = (
 )
 _TURN_DATAGRAMS = 256  # decoded at once; some 6,000 records, 25 ms of the loop
 _SCORE_ROWS = 4096  # of one request
+_TOLD_ROWS = 256  # written as text at once: 5 ms of the loop
 _SILENCE_STEP_S = 1.0
 _GATHER_S = 1.0  # under pressure: at 1,000 flows/s a fifth of the batches, each five times as large
 _LAST_EXPORTER = 2**32 - 1  # numbers of other sources go down from here; the decoder's go up from 0
@@ -75,7 +77,14 @@ class Scorer(Protocol):
         """Every slot that answers now."""
         ...
 
-    async def infer(self, slot: str, inputs: Mapping[str, npt.NDArray[Any]], *, is_counted: bool = True) -> Answer:
+    async def infer(
+        self,
+        slot: str,
+        inputs: Mapping[str, npt.NDArray[Any]],
+        *,
+        is_counted: bool = True,
+        priority: Priority = Priority.FLOW,
+    ) -> Answer:
         """Answer a request, wholly by one build; raises InferenceError."""
         ...
 
@@ -369,6 +378,14 @@ class FlowPipeline:
         if len(told) == 0:
             return
         evidence = await self._evidence(slot, scored)
+        for begin in range(0, len(told), _TOLD_ROWS):
+            self._sink.write(self._verdicts(scored, told[begin : begin + _TOLD_ROWS], evidence))
+            await asyncio.sleep(0)  # programs' requests and the link have their turn between two of these
+
+    def _verdicts(
+        self, scored: _Scored, told: npt.NDArray[np.intp], evidence: Mapping[int, Sequence[Evidence]]
+    ) -> Verdicts:
+        """Return what is told of some rows."""
         places = {int(place): number for number, place in enumerate(told)}
         flows = chosen(scored.batch.flows, told)
         labels = [scored.release.labels[index] for index in scored.classes[told].tolist()]
@@ -383,10 +400,10 @@ class FlowPipeline:
             flagged,
             by=by,
             exporters=exporters,
-            evidence={places[place]: items for place, items in evidence.items()},
+            evidence={places[place]: items for place, items in evidence.items() if place in places},
             now_ms=now_ms,
         )
-        self._sink.write(Verdicts(lines, flows, labels, scores, flagged, exporters, by, now_ms))
+        return Verdicts(lines, flows, labels, scores, flagged, exporters, by, now_ms)
 
     async def _evidence(self, slot: str, scored: _Scored) -> dict[int, Sequence[Evidence]]:
         """Return what drove the flagged rows, by row: as many as the allowance has, through the same build."""
@@ -407,7 +424,7 @@ class FlowPipeline:
         features = scored.batch.features[rows]
         variants = np.concatenate([occlusion_rows(row, usual) for row in features])
         try:
-            answer = await self._scorer.infer(slot, {"features": variants}, is_counted=False)
+            answer = await self._scorer.infer(slot, {"features": variants}, is_counted=False, priority=Priority.EXPLAIN)
             if answer.build_digest != scored.build.build:
                 return {}
             scores = answer.outputs["score"].reshape(len(rows), -1)

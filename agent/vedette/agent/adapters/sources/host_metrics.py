@@ -18,6 +18,7 @@ from vedette.agent.adapters.pipeline import Scorer, Serves, VerdictSink
 from vedette.agent.adapters.sinks.fanout import Verdicts
 from vedette.agent.domain.clock import Clock
 from vedette.agent.domain.errors import InferenceError
+from vedette.agent.domain.priority import Priority
 from vedette.agent.domain.windows import ScoredRows, Windows
 from vedette.models.documents import digest_of
 from vedette.models.errors import ModelsError
@@ -158,7 +159,7 @@ class HostSource:
         """Return what drove a flagged row; None when the model failed or was switched in between."""
         try:
             variants = occlusion_rows(row[0], reference.medians)
-            answer = await self._scorer.infer(slot, {"features": variants}, is_counted=False)
+            answer = await self._scorer.infer(slot, {"features": variants}, is_counted=False, priority=Priority.EXPLAIN)
             if answer.build_digest != build.build:
                 return None
             found = rank(row[0], reference.medians, answer.outputs["score"], HOST_SCHEMA.names)
