@@ -133,6 +133,17 @@ def test_a_damaged_file_costs_telemetry_and_nothing_else(path: Path) -> None:
     assert len(drain(spool)) == 1
 
 
+def test_damage_that_sqlite_cannot_put_into_words_costs_telemetry_and_nothing_else(path: Path) -> None:
+    Spool(path, BIG, boot_epoch=1).close()
+    data = path.read_bytes()
+    place = data.rindex(b"tablebatches") + len(b"table")
+    path.write_bytes(data[:place] + b"\xec\x41" + data[place + 2 :])  # in the schema, which its error quotes
+    spool = Spool(path, BIG, boot_epoch=2)
+    assert spool.times_damaged == 1
+    spool.append([window()])
+    assert len(drain(spool)) == 1
+
+
 def test_damage_that_shows_while_it_is_used_is_mended_at_the_next_use(path: Path) -> None:
     spool = Spool(path, BIG, boot_epoch=1)
     for _ in range(20):

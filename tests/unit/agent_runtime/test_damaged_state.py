@@ -82,7 +82,23 @@ def with_a_slot_that_is_none(path: Path) -> None:
         file.commit()
 
 
-DAMAGE = [no_database, without_a_page, cut_off, with_a_time_that_is_none, with_a_slot_that_is_none]
+def with_a_name_that_is_no_text(path: Path) -> None:
+    """Flip bits in the schema: SQLite's error then quotes them, and sqlite3 cannot decode its words."""
+    with closing(sqlite3.connect(path)) as file:
+        file.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    data = path.read_bytes()
+    place = data.rindex(b"tableslots") + len(b"table")
+    path.write_bytes(data[:place] + b"\xec\x41" + data[place + 2 :])
+
+
+DAMAGE = [
+    no_database,
+    without_a_page,
+    cut_off,
+    with_a_name_that_is_no_text,
+    with_a_time_that_is_none,
+    with_a_slot_that_is_none,
+]
 IDS = [damage.__name__ for damage in DAMAGE]
 
 

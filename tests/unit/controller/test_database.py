@@ -37,6 +37,16 @@ def test_migrations_run_once(database: Database):
     assert names(database) == ["a"]
 
 
+def test_damage_that_sqlite_cannot_put_into_words_is_told_as_any_other(tmp_path: Path, database: Database):
+    database.close()
+    path = tmp_path / "controller.db"
+    data = path.read_bytes()
+    place = data.rindex(b"tablethings") + len(b"table")
+    path.write_bytes(data[:place] + b"\xec\x41" + data[place + 2 :])  # in the schema, which its error quotes
+    with pytest.raises(StoreFailed, match="database failed"):
+        Database(path).migrate([THINGS])
+
+
 def test_a_failed_migration_leaves_no_trace_and_is_repeated(database: Database):
     def half(connection: sqlite3.Connection) -> None:
         connection.execute("INSERT INTO things VALUES ('half')")

@@ -454,7 +454,7 @@ class Spool:
                 if connection.in_transaction:  # SQLite rolls back by itself on a full disk
                     connection.execute("ROLLBACK")
                 raise
-        except sqlite3.Error as exc:
+        except _FAILURES as exc:
             error = _translated(exc, self._path)
             if isinstance(error, _Damaged):  # the next use opens it anew, which mends or replaces it
                 connection.close()
@@ -470,10 +470,10 @@ def _connect(path: Path) -> tuple[sqlite3.Connection, int]:
         try:
             connection.execute(f"{_OLDEST} LIMIT 1").fetchone()
             (waiting,) = connection.execute("SELECT coalesce(sum(length(body)), 0) FROM batches").fetchone()
-        except sqlite3.Error:
+        except _FAILURES:
             connection.close()
             raise
-    except sqlite3.Error as exc:
+    except _FAILURES as exc:
         raise _translated(exc, path) from exc
     except OSError as exc:
         raise storage_error(exc, path) from exc
@@ -493,7 +493,7 @@ def _made(name: str) -> sqlite3.Connection:
         for column in _ADDED.keys() - there:
             connection.execute(f"ALTER TABLE batches ADD COLUMN {column} {_ADDED[column]}")
         connection.execute(_INDEX)
-    except sqlite3.Error:
+    except _FAILURES:
         connection.close()
         raise
     return connection
@@ -511,11 +511,15 @@ class _Damaged(StateError):
     """The file is no spool."""
 
 
+_FAILURES = (sqlite3.Error, UnicodeDecodeError)
+"""What sqlite3 raises; the second where SQLite's own words quote a damaged schema or text."""
 _DAMAGE = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR)  # the last: other tables or columns
 _UNREADABLE = (sqlite3.SQLITE_IOERR_READ, sqlite3.SQLITE_IOERR_SHORT_READ, sqlite3.SQLITE_IOERR_CORRUPTFS)
 
 
-def _translated(exc: sqlite3.Error, path: Path) -> DiskFull | StateError:
+def _translated(exc: sqlite3.Error | UnicodeDecodeError, path: Path) -> DiskFull | StateError:
+    if isinstance(exc, UnicodeDecodeError):
+        return _Damaged(f"the spool {path} failed: {exc}")
     if is_disk_full(exc, path.parent):
         return DiskFull(f"no room for telemetry in {path}: {exc}")
     if getattr(exc, "sqlite_errorcode", 0) in _UNREADABLE:  # of a disk that takes no writes it cannot be set aside
@@ -585,5 +589,5 @@ def _mark_all(connection: sqlite3.Connection) -> None:
 def _translating(path: Path) -> Iterator[None]:
     try:
         yield
-    except sqlite3.Error as exc:
+    except _FAILURES as exc:
         raise _translated(exc, path) from exc

@@ -564,6 +564,9 @@ class State:
                     "mount it writable, or replace it"
                 ) from exc
             raise StateError(f"the agent's state {self.path} failed: {name}: {exc}") from exc
+        except UnicodeDecodeError as exc:  # sqlite3 raises it itself where SQLite's words quote a damaged schema
+            kind = StateDamaged if self._image is None else StateError
+            raise kind(f"the agent's state {self.path} is damaged: {exc}") from exc
         except OSError as exc:
             raise storage_error(exc, self.path) from exc
 

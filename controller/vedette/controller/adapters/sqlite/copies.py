@@ -23,7 +23,7 @@ def database_bytes(path: Path) -> int:
         with closing(_reader(path)) as source:
             pages, page_bytes = (source.execute(f"PRAGMA {name}").fetchone()[0] for name in ("page_count", "page_size"))
             return int(pages) * int(page_bytes)
-    except sqlite3.Error as exc:
+    except (sqlite3.Error, UnicodeDecodeError) as exc:
         raise _typed(path, exc) from exc
 
 
@@ -51,7 +51,7 @@ def copy_database(path: Path, target: Path, told: Callable[[float], None]) -> No
                 copy, pages=_PAGES_AT_ONCE, progress=lambda _, left, total: told(1 - left / total if total else 1.0)
             )
             copy.execute("PRAGMA journal_mode = DELETE")  # one file, with nothing of it beside
-    except sqlite3.Error as exc:
+    except (sqlite3.Error, UnicodeDecodeError) as exc:
         raise _typed(target, exc) from exc
 
 
@@ -64,7 +64,7 @@ def settle(path: Path) -> None:
     try:
         with closing(sqlite3.connect(path, isolation_level=None)) as connection:
             connection.execute("PRAGMA journal_mode = DELETE")
-    except sqlite3.Error as exc:
+    except (sqlite3.Error, UnicodeDecodeError) as exc:
         raise _typed(path, exc) from exc
 
 
@@ -72,7 +72,7 @@ def _reader(path: Path) -> sqlite3.Connection:
     return sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=10.0, isolation_level=None)
 
 
-def _typed(path: Path, exc: sqlite3.Error) -> ControllerError:
+def _typed(path: Path, exc: Exception) -> ControllerError:
     if getattr(exc, "sqlite_errorcode", 0) == sqlite3.SQLITE_FULL:
         return disk_full(f"{path}: {exc}")
     return StoreFailed("store-failed", "the controller's database cannot be copied", f"{path}: {exc}")

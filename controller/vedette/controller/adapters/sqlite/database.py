@@ -198,21 +198,21 @@ class Database:
     def _translated(self) -> Iterator[None]:
         try:
             yield
-        except sqlite3.Error as exc:
+        except (sqlite3.Error, UnicodeDecodeError) as exc:  # the second where SQLite's words quote a damaged schema
             error = self._typed(exc)
             self.failures[error.code] += 1
             raise error from exc
         except OSError as exc:
             raise typed_os_error(exc, self.path) from exc
 
-    def _is_full(self, exc: sqlite3.Error) -> bool:
+    def _is_full(self, exc: Exception) -> bool:
         """Return whether an error means a full disk; where SQLite grows its index file it says "I/O error"."""
         code = getattr(exc, "sqlite_errorcode", 0)
         if code & 0xFF != sqlite3.SQLITE_IOERR:
             return bool(code == sqlite3.SQLITE_FULL)
         return shutil.disk_usage(self.path.parent).free < _SHM_BYTES
 
-    def _typed(self, exc: sqlite3.Error) -> ControllerError:
+    def _typed(self, exc: Exception) -> ControllerError:
         if self._is_full(exc):
             return disk_full(f"database {self.path}: {exc}")
         return StoreFailed(
