@@ -19,6 +19,7 @@ from vedette.models.errors import ModelsError
 MAX_DOCUMENT_BYTES = 1024 * 1024
 """Of one document; a release with 75 features described takes about 20 kB."""
 
+_MOST_KEY = 1024
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 T = TypeVar("T")
 
@@ -91,7 +92,7 @@ class Fields:
             raise DocumentError(f"{where} is a {type(value).__name__}, not an object")
         unknown = sorted(set(value) - set(known))
         if unknown:
-            raise DocumentError(f"{where} has unknown fields {', '.join(map(str, unknown[:5]))}")
+            raise DocumentError(f"{where} has unknown fields {', '.join(str(name)[:40] for name in unknown[:5])}")
         self._value = value
         self._where = where
 
@@ -105,7 +106,10 @@ class Fields:
             raise DocumentError(f"{self._where}.{name} is absent")
         item: Any = self._value[name]
         if kind is float and type(item) is int:
-            item = float(item)
+            try:
+                item = float(item)
+            except OverflowError as exc:
+                raise DocumentError(f"{self._where}.{name} is a whole number beyond all floats") from exc
         if type(item) is not kind:
             raise DocumentError(f"{self._where}.{name} is a {type(item).__name__}, not a {kind.__name__}")
         return item
@@ -125,7 +129,7 @@ class Fields:
         """Return a whole number within limits."""
         item = self.get(name, int)
         if not least <= item <= most:
-            raise DocumentError(f"{self._where}.{name} is {item}, limits {least} and {most}")
+            raise DocumentError(f"{self._where}.{name} is {str(item)[:40]}, limits {least} and {most}")
         return item
 
     def digest(self, name: str) -> str:
@@ -137,9 +141,10 @@ class Fields:
         item = self.text(name)
         try:
             at = datetime.fromisoformat(item)
-        except ValueError as exc:
+            written = time_text(at)  # fails for what no zone but its own has in the years 1 to 9999
+        except (ValueError, OverflowError) as exc:
             raise DocumentError(f"{self._where}.{name} is {item!r}, not an ISO 8601 time") from exc
-        if time_text(at) != item:
+        if written != item:
             raise DocumentError(f"{self._where}.{name} is {item!r}, not UTC with microseconds and Z")
         return at
 
@@ -156,6 +161,9 @@ class Fields:
         if len(item) > most:
             raise DocumentError(f"{self._where}.{name} has {len(item)} entries, limit {most}")
         inner = Fields(item, f"{self._where}.{name}", list(item))
+        for key in item:
+            if len(key) > _MOST_KEY:
+                raise DocumentError(f"{self._where}.{name} has a name of {len(key)} characters, limit {_MOST_KEY}")
         return {key: inner.get(key, kind) for key in item}
 
 
@@ -167,7 +175,8 @@ def texts(items: list[Any], where: str, *, most: int = 128) -> tuple[str, ...]:
     """
     for index, item in enumerate(items):
         if not isinstance(item, str) or not 1 <= len(item) <= most:
-            raise DocumentError(f"{where}[{index}] is {str(item)[:80]!r}, not a text of 1 to {most} characters")
+            told = repr(item[:80]) if isinstance(item, str) else f"a {type(item).__name__}"
+            raise DocumentError(f"{where}[{index}] is {told}, not a text of 1 to {most} characters")
     return tuple(items)
 
 

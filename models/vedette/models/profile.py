@@ -42,6 +42,7 @@ LATENCY_EDGES_MS: FloatArray = 10.0 ** (np.arange(-24, 33) / 8)
 
 MAX_PROFILE_BYTES = 256 * 1024
 _MAX_COLUMNS = 4097
+_MAX_ROWS = 1 << 53  # and so no sum over the bins of a column, nor over a day of profiles, leaves 64 bits
 _MAGIC = b"VDP1"
 _HEAD = struct.Struct("<4s32sQQIB")
 _WIDTHS: tuple[np.dtype[Any], ...] = (np.dtype("<u1"), np.dtype("<u2"), np.dtype("<u4"), np.dtype("<u8"))
@@ -360,7 +361,8 @@ class ProfileCounts:
         if len(raw) != size or not inflate.eof or inflate.unused_data:
             raise ProfileError(f"profile's counts are not one deflated block of {size} bytes")
         counts = np.frombuffer(raw, _WIDTHS[width]).reshape(columns, BINS).astype(np.uint64)
-        if flagged > rows or (counts.sum(axis=1) != rows - flagged).any():
+        # No count alone above the rows: a sum of greater ones could wrap round to the right number.
+        if flagged > rows or int(counts.max()) > rows or (counts.sum(axis=1) != rows - flagged).any():
             raise ProfileError(f"profile of {rows} rows, {flagged} flagged, has counts that do not add up to its rows")
         return cls(digest, rows, flagged, counts)
 
@@ -399,6 +401,8 @@ def _read_head(data: bytes) -> tuple[str, int, int, int, int]:
     if not _HEAD.size <= len(data) <= MAX_PROFILE_BYTES:
         raise ProfileError(f"profile is {len(data)} bytes, limits {_HEAD.size} and {MAX_PROFILE_BYTES}")
     magic, digest, rows, flagged, columns, width = _HEAD.unpack_from(data)
+    if rows > _MAX_ROWS:
+        raise ProfileError(f"profile counts {rows} rows, limit {_MAX_ROWS}")
     if magic != _MAGIC or not 1 <= columns <= _MAX_COLUMNS or width >= len(_WIDTHS):
         raise ProfileError(f"profile begins with {magic!r}, {columns} columns, width {width}")
     return "sha256:" + digest.hex(), rows, flagged, columns, width

@@ -228,7 +228,8 @@ def _tensor(value: Any, where: str) -> TensorSpec:
     read = Fields(value, where, ("name", "dtype", "shape"))
     shape = read.items("shape", most=8)
     if any(type(size) is not int for size in shape):
-        raise DocumentError(f"{where}.shape is {str(shape)[:80]}, not whole numbers")
+        kinds = ", ".join(type(size).__name__ for size in shape)
+        raise DocumentError(f"{where}.shape is of {kinds}, not whole numbers")
     return TensorSpec(read.text("name"), read.text("dtype"), tuple(shape))
 
 

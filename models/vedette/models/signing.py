@@ -113,7 +113,7 @@ def unseal(envelope: bytes, payload_type: str, trusted: Collection[bytes], *, th
     signed = _pre_authentication_encoding(kind, payload)
     good = {key for key in trusted if any(_verifies(key, signature, signed) for _, signature in signatures)}
     if len(good) < threshold:
-        names = ", ".join(sorted(name[:32] for name, _ in signatures)) or "nobody"
+        names = ", ".join(sorted(repr(name[:32])[1:-1] for name, _ in signatures)) or "nobody"
         raise SignatureError(
             f"{payload_type} is signed by {names}: {len(good)} trusted signatures, {threshold} needed "
             f"of {len(trusted)} trusted keys"

@@ -236,7 +236,7 @@ def _check_signature(certificate: bytes, signature: bytes, header: bytes) -> Non
         if not isinstance(key, ec.EllipticCurvePublicKey):
             raise TelemetryForged(f"the certificate's key is a {type(key).__name__}, not an EC key")
         key.verify(signature, _SIGNED + header, ec.ECDSA(hashes.SHA256()))
-    except (ValueError, TypeError, UnsupportedAlgorithm) as exc:
+    except (ValueError, TypeError, UnsupportedAlgorithm, x509.InvalidVersion) as exc:
         raise TelemetryForged(f"the certificate in the file cannot be used: {exc}") from exc
     except InvalidSignature as exc:
         raise TelemetryForged("the signature is not by the key of the certificate in the file") from exc

@@ -103,9 +103,18 @@ def load_tensors(data: bytes) -> dict[str, npt.NDArray[Any]]:
     try:
         header = json.loads(data[_LENGTH_BYTES : _LENGTH_BYTES + length])
         items = [(str(name), entry) for name, entry in header.items() if name != "__metadata__"]
+        _check_apart(items, len(body))
         return {name: _array(name, entry, body) for name, entry in items}
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError) as exc:
         raise TensorFileError(f"tensor file's header is malformed: {type(exc).__name__} {str(exc)[:200]}") from exc
+
+
+def _check_apart(items: list[tuple[str, Any]], size: int) -> None:
+    """Refuse arrays that lie over each other: strings are copied, and ten thousand of a whole file are too many."""
+    places = [entry["data_offsets"] for _, entry in items]
+    claimed = sum(max(end - begin, 0) for begin, end in places)
+    if claimed > size:
+        raise TensorFileError(f"tensor file's arrays claim {str(claimed)[:40]} bytes of {size}")
 
 
 def _array(name: str, entry: Any, body: memoryview) -> npt.NDArray[Any]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import re
+import sys
 import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,9 +20,12 @@ from vedette.models.errors import ModelsError
 
 MAX_FILE_BYTES = 1024 * 1024
 
+_MOST_KEY = 128
+_MOST_FLOAT = sys.float_info.max
+_MOST_SHOWN = 200  # characters of a wrong value in an error
 _UNITS = {"": 1, "B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40, "kB": 10**3, "MB": 10**6, "GB": 10**9}
 _SIZE_KIND = 'bytes, or a size such as "512MiB"'
-_SIZE = re.compile(r"\s*(\d+)\s*([A-Za-z]*)\s*")
+_SIZE = re.compile(r"\s*(\d{1,40})\s*([A-Za-z]*)\s*")
 
 
 class SettingsError(ModelsError):
@@ -67,7 +71,7 @@ def text(*, most: int = 4096) -> Kind:
 
     def parse(raw: Any) -> str:
         if not isinstance(raw, str):
-            raise WrongValue(f"is {raw!r}, expected a text in quotes")
+            raise WrongValue(f"is {_shown(raw)}, expected a text in quotes")
         if len(raw) > most:
             raise WrongValue(f"is {len(raw)} characters, limit {most}")
         return raw
@@ -80,7 +84,7 @@ def texts(*, most: int = 64) -> Kind:
 
     def parse(raw: Any) -> tuple[str, ...]:
         if not isinstance(raw, list) or not all(isinstance(item, str) for item in raw):
-            raise WrongValue(f'is {raw!r}, expected a list of texts: ["a", "b"]')
+            raise WrongValue(f'is {_shown(raw)}, expected a list of texts: ["a", "b"]')
         if len(raw) > most:
             raise WrongValue(f"has {len(raw)} entries, limit {most}")
         return tuple(raw)
@@ -94,7 +98,7 @@ def path() -> Kind:
 
     def parse(raw: Any) -> Path:
         if not inner.parse(raw) or "\0" in raw:
-            raise WrongValue(f"is {raw!r}, expected the name of a file or folder")
+            raise WrongValue(f"is {_shown(raw)}, expected the name of a file or folder")
         return Path(raw)
 
     return Kind("path", parse)
@@ -105,7 +109,7 @@ def integer(*, least: int = 0, most: int = 2**63 - 1) -> Kind:
 
     def parse(raw: Any) -> int:
         if isinstance(raw, bool) or not isinstance(raw, int):
-            raise WrongValue(f"is {raw!r}, expected a whole number")
+            raise WrongValue(f"is {_shown(raw)}, expected a whole number")
         return int(_within(raw, least, most))
 
     return Kind(f"whole number, {least} to {most}" if most < 2**63 - 1 else f"whole number, at least {least}", parse)
@@ -116,8 +120,8 @@ def number(*, least: float = 0.0, most: float = float("inf")) -> Kind:
 
     def parse(raw: Any) -> float:
         if isinstance(raw, bool) or not isinstance(raw, int | float) or raw != raw:  # noqa: PLR0124 - nan only
-            raise WrongValue(f"is {raw!r}, expected a number")
-        return float(_within(raw, least, most))
+            raise WrongValue(f"is {_shown(raw)}, expected a number")
+        return float(_within(raw, least, min(most, _MOST_FLOAT) if isinstance(raw, int) else most))
 
     return Kind(f"number, {least:g} to {most:g}" if most != float("inf") else f"number, at least {least:g}", parse)
 
@@ -127,7 +131,7 @@ def boolean() -> Kind:
 
     def parse(raw: Any) -> bool:
         if not isinstance(raw, bool):
-            raise WrongValue(f"is {raw!r}, expected true or false")
+            raise WrongValue(f"is {_shown(raw)}, expected true or false")
         return raw
 
     return Kind("true or false", parse)
@@ -138,7 +142,8 @@ def choice(*words: str) -> Kind:
 
     def parse(raw: Any) -> str:
         if raw not in words:
-            raise WrongValue(f"is {raw!r}, expected one of {', '.join(words)}{_suggestion(str(raw), words)}")
+            hint = _suggestion(raw, words) if isinstance(raw, str) else ""
+            raise WrongValue(f"is {_shown(raw)}, expected one of {', '.join(words)}{hint}")
         return str(raw)
 
     return Kind(" or ".join(f'"{word}"' for word in words), parse)
@@ -187,14 +192,19 @@ def parse_address(raw: Any, default_port: int | None = None) -> tuple[str, int]:
         WrongValue: It is neither; the text says what it is.
     """
     match = re.fullmatch(
-        r"(?:\[([0-9A-Fa-f:.%\w]+)\]|([^\s:\[\]/]+))(?::(\d{1,5}))?", raw if isinstance(raw, str) else ""
+        r"(?:\[([0-9A-Fa-f:.%\w]+)\]|([^\s\0-\x20\x7f:\[\]/]+))(?::(\d{1,5}))?", raw if isinstance(raw, str) else ""
     )
     port = int(match[3]) if match and match[3] else default_port
     if match is None or port is None:
-        raise WrongValue(f"is {raw!r}, expected HOST:PORT or [IPV6]:PORT")
+        raise WrongValue(f"is {_shown(raw)}, expected HOST:PORT or [IPV6]:PORT")
     if port > 65535:
-        raise WrongValue(f"is {raw!r}, a port is 0 to 65535")
-    return match[1] or match[2], port
+        raise WrongValue(f"is {_shown(raw)}, a port is 0 to 65535")
+    host = match[1] or match[2]
+    try:
+        host.encode("idna")  # as every resolver does, and no caller expects to fail: a..b has an empty label
+    except UnicodeError as exc:
+        raise WrongValue(f"is {_shown(raw)}, whose host can be no name: {exc}") from exc
+    return host, port
 
 
 def parse_size(raw: Any) -> int:
@@ -207,7 +217,9 @@ def parse_size(raw: Any) -> int:
         return raw
     match = _SIZE.fullmatch(raw) if isinstance(raw, str) else None
     if match is None or match[2] not in _UNITS:
-        raise WrongValue(f'is {raw!r}, expected bytes or a size such as "512MiB" ({", ".join(u for u in _UNITS if u)})')
+        raise WrongValue(
+            f'is {_shown(raw)}, expected bytes or a size such as "512MiB" ({", ".join(u for u in _UNITS if u)})'
+        )
     return int(match[1]) * _UNITS[match[2]]
 
 
@@ -255,8 +267,8 @@ def parse_settings(
     """
     try:
         tree = tomllib.loads(source)
-    except (tomllib.TOMLDecodeError, RecursionError) as exc:
-        raise SettingsError(f"settings file {where} is not TOML", str(exc)) from exc
+    except (ValueError, RecursionError) as exc:  # tomllib lets int's own refusal of endless digits pass
+        raise SettingsError(f"settings file {where} is not TOML", str(exc)[:_MOST_SHOWN]) from exc
     known = {option.key: option for option in options}
     values = {option.key: option.default for option in options} | dict(instead_of_defaults or {})
     for key, raw in _leaves(tree, known):
@@ -286,7 +298,9 @@ def shown_default(option: Option) -> str:
 def _leaves(tree: Mapping[str, Any], known: Mapping[str, Option], prefix: str = "") -> Iterator[tuple[str, Any]]:
     for name, item in tree.items():
         key = prefix + name
-        if isinstance(item, dict) and key not in known and item:
+        if len(key) > _MOST_KEY:
+            yield key, item  # no such key; and tables in tables without end are not gone into
+        elif isinstance(item, dict) and key not in known and item:
             yield from _leaves(item, known, key + ".")
         elif isinstance(item, dict) and any(other.startswith(key + ".") for other in known):
             continue  # a table header with nothing below it sets nothing
@@ -295,9 +309,10 @@ def _leaves(tree: Mapping[str, Any], known: Mapping[str, Option], prefix: str = 
 
 
 def _unknown(key: str, known: Mapping[str, Option], where: str) -> SettingsError:
+    key = key if len(key) <= _MOST_KEY else f"{key[:_MOST_KEY]}…"
     nearest = difflib.get_close_matches(key, known, n=1, cutoff=0.5) or _same_last_word(key, known)
     remedy = f"did you mean {nearest[0]}?" if nearest else f"known keys: {', '.join(known)}"
-    return SettingsError(f"{where}: unknown key {key}", remedy=remedy)
+    return SettingsError(f"{where}: unknown key {key if key.isprintable() else repr(key)}", remedy=remedy)
 
 
 def _same_last_word(key: str, known: Mapping[str, Option]) -> list[str]:
@@ -312,8 +327,17 @@ def _suggestion(word: str, words: Sequence[str]) -> str:
 def _within(item: Any, least: Any, most: Any, show: Callable[[Any], str] = str) -> Any:
     if item < least or item > most:
         side = f"at least {show(least)}" if item < least else f"at most {show(most)}"
-        raise WrongValue(f"is {show(item)}, allowed is {side}")
+        raise WrongValue(f"is {_shown(item, show)}, allowed is {side}")
     return item
+
+
+def _shown(raw: Any, show: Callable[[Any], str] = repr) -> str:
+    """Return a wrong value as an error may hold it."""
+    try:
+        text = show(raw)
+    except ValueError:  # of a number beyond the digits that Python writes; hexadecimal ones are read
+        return "a number of some thousand digits"
+    return text if len(text) <= _MOST_SHOWN else f"{text[:_MOST_SHOWN]}…"
 
 
 def _toml(item: Any) -> str:

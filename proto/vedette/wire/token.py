@@ -10,6 +10,7 @@ import re
 from dataclasses import dataclass
 
 from vedette.models.documents import DocumentError, Fields, canonical_json, parse_json, texts
+from vedette.models.toml_settings import parse_address
 from vedette.wire.errors import WireError
 
 _PREFIX = "vdt1."
@@ -69,6 +70,8 @@ class EnrolmentToken:
                 token_id=read.text("i"),
                 secret=read.text("s"),
             )
+            for address in (*token.addresses, token.enrol_address):
+                parse_address(address)
         except (ValueError, DocumentError) as exc:
             raise WireError(f"token of {len(text)} characters was cut or changed: {type(exc).__name__}") from exc
         if not token.addresses or not _HEX_DIGEST.fullmatch(token.ca_digest):

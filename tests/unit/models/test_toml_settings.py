@@ -24,6 +24,12 @@ def read(source: str) -> dict[str, object]:
     return toml.parse_settings(source, OPTIONS, where="a.toml")
 
 
+def test_a_number_beyond_all_floats_is_out_of_range_and_shown_in_a_line():
+    with pytest.raises(toml.WrongValue, match="allowed is at most") as refused:
+        toml.number().parse(10**400)
+    assert len(str(refused.value)) < 300
+
+
 def test_empty_file_gives_every_default():
     assert read("") == {option.key: option.default for option in OPTIONS}
 

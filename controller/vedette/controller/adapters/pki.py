@@ -150,7 +150,7 @@ def requested_key(certificate_request: bytes) -> ec.EllipticCurvePublicKey:
         request = x509.load_pem_x509_csr(certificate_request)
         is_signed = request.is_signature_valid
         key = request.public_key()
-    except (ValueError, UnsupportedAlgorithm) as exc:
+    except (ValueError, UnsupportedAlgorithm, x509.InvalidVersion) as exc:
         raise InvalidInput("request-invalid", what, f"{len(certificate_request)} bytes: {exc}") from exc
     if not is_signed:
         raise InvalidInput("request-invalid", what, "its signature is not by the key it names")
@@ -163,6 +163,9 @@ def key_digest_of(public_key: ec.EllipticCurvePublicKey) -> str:
     """Return SHA-256 of a public key's DER, hexadecimal."""
     der = public_key.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
     return hashlib.sha256(der).hexdigest()
+
+
+_EXTENSION_FAULTS = (x509.ExtensionNotFound, x509.DuplicateExtension, x509.UnsupportedGeneralNameType)
 
 
 @lru_cache(maxsize=20_000)
@@ -178,7 +181,7 @@ def identity_of(certificate: bytes) -> Identity:
         alternatives = parsed.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
         uris = alternatives.get_values_for_type(x509.UniformResourceIdentifier)
         key = parsed.public_key()
-    except (ValueError, x509.ExtensionNotFound, UnsupportedAlgorithm) as exc:
+    except (ValueError, UnsupportedAlgorithm, x509.InvalidVersion, *_EXTENSION_FAULTS) as exc:
         raise _not_ours(str(exc)) from exc
     parts = uris[0].split(":", 2) if len(uris) == 1 else []
     if len(parts) != 3 or parts[0] != "vedette" or parts[1] not in ("agent", "admin") or not parts[2]:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import ipaddress
 import json
-import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -104,10 +103,10 @@ def _window(item: Any, where: str) -> LabelWindow:
         raise LabelFileError(f"{where} is a {type(item).__name__}, not an object")
     unknown = sorted(set(item) - {"label", "src", "dst", "dport", "start", "end"})
     if unknown:
-        raise LabelFileError(f"{where} has unknown members {', '.join(unknown[:5])[:200]}")
+        raise LabelFileError(f"{where} has unknown members {', '.join(map(_shown, unknown[:5]))[:200]}")
     label = item.get("label")
     if not isinstance(label, str) or not _NAME.fullmatch(label):
-        raise LabelFileError(f"{where}.label is {str(label)[:80]!r}, not 1 to 64 of A-Z a-z 0-9 _ . -")
+        raise LabelFileError(f"{where}.label is {_told(label)!r}, not 1 to 64 of A-Z a-z 0-9 _ . -")
     if label == BENIGN:
         raise LabelFileError(f"{where}.label is {BENIGN!r}: that is what no window claims")
     start, end = _time_ms(item.get("start"), f"{where}.start"), _time_ms(item.get("end"), f"{where}.end")
@@ -119,11 +118,20 @@ def _window(item: Any, where: str) -> LabelWindow:
     )
 
 
+def _told(value: Any) -> str:
+    """Return a wrong value as an error may hold it; lists in lists without end are not gone into."""
+    return f"a {type(value).__name__}" if isinstance(value, list | dict) else str(value)[:80]
+
+
+def _shown(name: str) -> str:
+    return name if name.isprintable() else repr(name)
+
+
 def _time_ms(value: Any, where: str) -> int:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise LabelFileError(f"{where} is {str(value)[:80]!r}, not a number of Unix seconds")
+    if isinstance(value, bool) or not isinstance(value, int | float) or value != value:  # noqa: PLR0124 - NaN
+        raise LabelFileError(f"{where} is {_told(value)!r}, not a number of Unix seconds")
     if not 0 <= value <= _LATEST_S:
-        raise LabelFileError(f"{where} is {value}, allowed 0 to {_LATEST_S} Unix seconds")
+        raise LabelFileError(f"{where} is {str(value)[:40]}, allowed 0 to {_LATEST_S} Unix seconds")
     return round(value * 1_000)
 
 
@@ -133,7 +141,7 @@ def _address(value: Any, where: str) -> str:
             raise ValueError(f"a {type(value).__name__}")  # noqa: TRY004  one message for all that is no address
         return str(ipaddress.ip_address(value))
     except ValueError as exc:
-        raise LabelFileError(f"{where} is {str(value)[:80]!r}, not an IPv4 or IPv6 address") from exc
+        raise LabelFileError(f"{where} is {_told(value)!r}, not an IPv4 or IPv6 address") from exc
 
 
 def _destinations(value: Any, where: str) -> tuple[str, ...]:
@@ -151,7 +159,7 @@ def _port(value: Any, where: str) -> int | None:
     if value is None or value == 0:
         return None
     if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= 65_535:
-        raise LabelFileError(f"{where}.dport is {str(value)[:80]!r}, allowed 1 to 65535, or null for any")
+        raise LabelFileError(f"{where}.dport is {_told(value)!r}, allowed 1 to 65535, or null for any")
     return value
 
 

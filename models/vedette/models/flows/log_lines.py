@@ -31,6 +31,7 @@ MAX_LINE_BYTES = 1 << 20
 RESTART_MS = 3_600_000
 _MAX_TIME_MS = 1 << 48  # the year 10889, as in vedette.models.flows.features
 _MAX_COUNT = (1 << 63) - 1
+_MAX_ADDRESS = 128  # with a zone, which may be of any length: what was read is remembered, some thousands of them
 _MAX_STATE_TEXT = 64 * 1024
 
 PROTOCOLS: Mapping[str, int] = {
@@ -173,7 +174,8 @@ class RecordClock:
             LogStateError: It is no time.
         """
         if type(value) is not int or not 0 <= value <= _MAX_TIME_MS:
-            raise LogStateError(f"the stored record time is {str(value)[:40]}, allowed 0 to {_MAX_TIME_MS}")
+            told = str(value)[:40] if isinstance(value, int | str) else type(value).__name__
+            raise LogStateError(f"the stored record time is {told}, allowed 0 to {_MAX_TIME_MS}")
         self.newest_ms = value
 
 
@@ -190,6 +192,8 @@ def address(text: str) -> tuple[int, int]:
         BadLine: It is none.
     """
     try:
+        if len(text) > _MAX_ADDRESS:
+            raise BadLine(Reason.ADDRESS)
         return address_halves(text)
     except ValueError:
         raise BadLine(Reason.ADDRESS) from None

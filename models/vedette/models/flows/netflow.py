@@ -32,6 +32,7 @@ import struct
 from collections import Counter, OrderedDict, deque
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
+from ipaddress import ip_address
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -49,6 +50,7 @@ _IPFIX_HEADER = struct.Struct(">HHIII")
 _SET_HEADER = struct.Struct(">HH")
 _FIRST_DATA_SET = 256
 _TEMPLATE_SETS = {9: {0: False, 1: True}, 10: {2: False, 3: True}}  # version -> set id -> holds options templates
+_UINT16 = 0xFFFF
 _UINT32 = 0xFFFF_FFFF
 # A v5 record in the words of v9, so that one conversion serves all; 0 is padding (Cisco NetFlow export v5).
 _V5 = Layout(
@@ -64,6 +66,7 @@ _V5 = Layout(
 _REMEMBERED_EVICTED = 4096
 _REMEMBERED_MISSING = 16
 _SAVED_FORM = 1
+_MOST_ADDRESS = 128  # characters, with a zone
 
 
 class Exporter(NamedTuple):
@@ -286,7 +289,7 @@ class FlowDecoder:
         try:
             document = json.loads(saved)
             if document["form"] != _SAVED_FORM:
-                raise NetflowError(Reason.SAVED_TEMPLATES, "form of saved templates", document["form"], _SAVED_FORM)
+                raise ValueError(f"another form than {_SAVED_FORM}")
             for one in document["exporters"]:
                 self._load_exporter(one)
         except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as exc:
@@ -297,7 +300,10 @@ class FlowDecoder:
         version, domain = int(one["version"]), int(one["domain"])
         if version not in _TEMPLATE_SETS or not 0 <= domain <= _UINT32:
             raise NetflowError(Reason.SAVED_TEMPLATES, f"version with domain {domain}", version, 10)
-        state = self._state(Exporter(str(one["address"]), version, domain), int(one["source_port"]))
+        port = int(one["source_port"])
+        if not 0 <= port <= _UINT16:
+            raise NetflowError(Reason.SAVED_TEMPLATES, "source port", port, _UINT16)
+        state = self._state(Exporter(_address(one["address"]), version, domain), port)
         self._learn(state, min(max(int(one["boot_ms"]), 0), MAX_TIME_MS), min(max(int(one["sampling"]), 0), _UINT32))
         # Files of earlier versions have none.
         named = {int(sampler): min(max(int(rate), 0), _UINT32) for sampler, rate in one.get("samplers", ())}
@@ -583,6 +589,14 @@ class FlowDecoder:
     def _note(self, error: NetflowError, address: str) -> None:
         self.counters.malformed[error.reason] += 1
         self.last_error = NetflowError(error.reason, error.what, error.value, error.limit, address)
+
+
+def _address(text: Any) -> str:
+    """Return the address of an exporter as it is shown to people and to what watches the agent."""
+    if not isinstance(text, str) or len(text) > _MOST_ADDRESS:
+        raise ValueError("no address")
+    ip_address(text)
+    return text
 
 
 def _check_header(payload: bytes, header: struct.Struct) -> None:
