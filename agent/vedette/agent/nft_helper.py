@@ -241,7 +241,7 @@ def _elements(listing: str) -> list[tuple[Address, float]]:
         sets = [item["set"] for item in json.loads(listing)["nftables"] if "set" in item]
         elements = [each["elem"] for each_set in sets if each_set["name"] in _SETS.values() for each in _of(each_set)]
         return [(ip_address(each["val"]), float(each["expires"])) for each in elements]
-    except (ValueError, KeyError, TypeError) as exc:
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as exc:
         raise NftFailed(f"its list cannot be read: {exc!r}") from exc
 
 

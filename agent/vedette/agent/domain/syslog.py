@@ -41,7 +41,10 @@ def parse_target(raw: str) -> Target:
     Raises:
         WrongValue: It names none; the text says what is expected.
     """
-    parts = urlsplit(raw)
+    try:
+        parts = urlsplit(raw)
+    except ValueError as exc:
+        raise WrongValue(f"is no URL: {exc}") from exc
     rest = raw.removeprefix(f"{parts.scheme}://")
     if parts.scheme not in _PORTS or f"{parts.scheme}://{rest}" != raw:
         raise WrongValue(f"is {raw!r}, expected udp://HOST:514, tcp://HOST:514 or tls://HOST:6514")

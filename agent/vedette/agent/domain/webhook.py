@@ -92,10 +92,10 @@ def retry_after_s(text: str | None, now: datetime) -> float:
         return float(min(int(text.strip()[:12]), _MOST_SECONDS))
     try:
         at = parsedate_to_datetime(text)
-    except ValueError:
+        aware = at if at.tzinfo is not None else at.replace(tzinfo=UTC)
+        return max(0.0, (aware - now).total_seconds())
+    except (ValueError, OverflowError):
         return 0.0
-    aware = at if at.tzinfo is not None else at.replace(tzinfo=UTC)
-    return max(0.0, (aware - now).total_seconds())
 
 
 def bodies(lines: Sequence[bytes], most_rows: int, most_bytes: int) -> list[list[bytes]]:

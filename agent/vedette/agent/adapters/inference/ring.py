@@ -140,7 +140,9 @@ class Tensor:
             return f"has shape {list(shape)}, the model's is {list(self.shape)} (-1 is any length)"
         if min(shape, default=0) < 0:
             return f"has shape {list(shape)} with a negative length"
-        size = math.prod(shape) * (_LENGTH.size if self.is_text else self.dtype.itemsize)
+        # Axes of no length do not count here: numpy refuses [0, 2**62] too.
+        longest = math.prod(max(length, 1) for length in shape)
+        size = longest * (_LENGTH.size if self.is_text else self.dtype.itemsize)
         return f"is {size} bytes, limit {self.capacity}" if size > self.capacity else None
 
 

@@ -420,10 +420,16 @@ def _parse_answer(answer: bytes) -> _Refused | str:
     try:
         value = json.loads(answer)
         if "unfiltered" in value:
-            return str(value["unfiltered"])[:200]
-        return _Refused(int(value["failure"]), str(value["text"])[:4096])
-    except (ValueError, TypeError, KeyError, RecursionError) as exc:
-        raise WorkerCrashed(f"the worker's first message is not one: {exc!r}") from exc
+            return _printable(str(value["unfiltered"])[:200])
+        return _Refused(int(value["failure"]), _printable(str(value["text"])[:4096]))
+    except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as exc:
+        # Not what it says: that may be as long as the message.
+        raise WorkerCrashed(f"the worker's first message is not one: {type(exc).__name__}") from exc
+
+
+def _printable(text: str) -> str:
+    """Return a worker's words as they may be told: half a surrogate could be sent to nobody."""
+    return "".join(sign if sign.isprintable() else " " for sign in text)
 
 
 def _load_error(refused: _Refused, memory_bytes: int) -> AgentError:

@@ -75,7 +75,8 @@ class Position:
         made = cls(**value)
         numbers = (made.inode, made.offset, made.head_bytes)
         if any(type(n) is not int or n < 0 for n in numbers) or made.head_bytes > HEAD_BYTES:
-            raise PositionError(f"a stored position has the numbers {numbers}")
+            told = ", ".join(str(n)[:40] if isinstance(n, int | str) else type(n).__name__ for n in numbers)
+            raise PositionError(f"a stored position has the numbers {told}")
         if not isinstance(made.head_digest, str) or len(made.head_digest) != 64:
             raise PositionError("a stored position has no digest")
         return made
