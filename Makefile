@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 ARGS ?=
 SOURCES := agent controller models proto tests packaging
 
-.PHONY: dev demo test test-root check bench deb needs lab soak protos format clean
+.PHONY: dev demo test test-root check bench deb needs lab soak fuzz protos format clean
 dev: $(VENV)/.ready
 
 $(VENV)/.ready: pyproject.toml constraints.txt
@@ -20,7 +20,7 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	touch $@
 
 # Tests and benchmarks load LightGBM in their own process; a minimal Debian has no OpenMP runtime for it (libgomp1).
-test test-root bench lab soak: export LD_LIBRARY_PATH := $(CURDIR)/$(VENV)/openmp$(if $(LD_LIBRARY_PATH),:$(LD_LIBRARY_PATH))
+test test-root bench lab soak fuzz: export LD_LIBRARY_PATH := $(CURDIR)/$(VENV)/openmp$(if $(LD_LIBRARY_PATH),:$(LD_LIBRARY_PATH))
 
 demo: dev
 	$(BIN)/vedette demo $(ARGS)
@@ -50,6 +50,12 @@ soak: dev
 	SWAP_SECONDS=60 $(BIN)/python -m pytest tests/integration/agent/test_swap_under_load.py
 	$(BIN)/python -m pytest -m 'soak and not gpu' -n 0
 	$(BIN)/python -m tests.lab --soak $(ARGS)
+
+# Coverage-guided, of every parser of bytes that others wrote; `make fuzz ARGS=--help` has the rest.
+fuzz: dev
+	@$(BIN)/python -c 'import atheris' 2>/dev/null || $(BIN)/python -m pip install --quiet --disable-pip-version-check \
+	    --constraint constraints.txt --group fuzz || echo "atheris cannot be installed here" >&2
+	$(BIN)/python -m tests.fuzz $(ARGS)
 
 check: dev
 	$(BIN)/ruff format --check $(SOURCES)
