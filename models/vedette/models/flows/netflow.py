@@ -293,7 +293,8 @@ class FlowDecoder:
             for one in document["exporters"]:
                 self._load_exporter(one)
         except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as exc:
-            what = f"bytes read as saved templates ({exc!r})"
+            # Not as repr: that of undecodable bytes holds all of them.
+            what = f"bytes read as saved templates ({f'{type(exc).__name__}: {exc}'[:200]})"
             raise NetflowError(Reason.SAVED_TEMPLATES, what, 0, len(saved)) from exc
 
     def _load_exporter(self, one: Mapping[str, Any]) -> None:
