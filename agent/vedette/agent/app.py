@@ -660,9 +660,9 @@ def seen(settings: Settings, start: str) -> Ground:
         return running_ground(report)
     try:
         return Ground(Sight.STOPPED, _stored_untouched(settings), start=start)
+    except PermissionError:
+        return Ground(Sight.HIDDEN, trouble=f"{settings.state_dir} is for its own user")
     except (AgentError, OSError) as exc:
-        if isinstance(exc, PermissionError) and not os.access(settings.state_dir, os.R_OK):
-            return Ground(Sight.HIDDEN, trouble=f"{settings.state_dir} is for its own user")
         status = Status(agent_time=EARLIEST)
         return Ground(Sight.STOPPED, _at_rest(settings, None, status), trouble=str(exc), start=start)
 

@@ -482,8 +482,7 @@ def _doctor(options: argparse.Namespace) -> int:
         settings = read_settings(options.config)
     except SettingsError as exc:
         if not isinstance(exc.__cause__, PermissionError):
-            said = "; ".join(part for part in (exc.what, exc.why, exc.remedy) if part)
-            checks = [Check("settings", Level.FAIL, said, f"Mend {options.config or DEFAULT_FILE} and run this again")]
+            checks = [Check("settings", Level.FAIL, f"{exc.what}: {exc.why}", exc.remedy)]
             return _tell_checks(checks, options)
         unread = [
             Check("settings", Level.WARN, f"{exc.what}; taken as by default", "sudo vedette-agent doctor sees it all")

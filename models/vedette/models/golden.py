@@ -5,6 +5,8 @@ They travel with the version, signed by digest; an appliance runs them before a 
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,34 +16,58 @@ import numpy.typing as npt
 from vedette.models.release import Tolerance
 from vedette.models.tensors import Arrays, TensorFileError, dump_tensors, load_tensors
 
+MAX_SAMPLES = 16
 _INPUT = "input."
 _OUTPUT = "output."
+_LATER = re.compile(r"([1-9][0-9]?)/(.*)", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
-class Golden:
-    """Named inputs and the outputs they must give; the first axis of each is the row."""
+class Sample:
+    """One request and its answer."""
 
     inputs: Arrays
     outputs: Arrays
 
     def __post_init__(self) -> None:
-        rows = {len(array) if array.ndim else 0 for array in (*self.inputs.values(), *self.outputs.values())}
-        if not self.inputs or not self.outputs or len(rows) != 1 or 0 in rows:
+        sizes = [array.size for array in (*self.inputs.values(), *self.outputs.values())]
+        if not self.inputs or not self.outputs or not any(sizes):
             raise TensorFileError(
-                f"{len(self.inputs)} golden inputs and {len(self.outputs)} outputs of {sorted(rows)} rows; "
-                "each needs the same number of rows, at least 1"
+                f"{len(self.inputs)} golden inputs and {len(self.outputs)} outputs with {sum(sizes)} elements; "
+                "a sample needs at least 1 of each"
             )
 
+
+@dataclass(frozen=True, slots=True)
+class Golden:
+    """Named inputs and the outputs they must give.
+
+    Of a model that answers row by row one request holds many samples; of another each request is one, and ``more``
+    are there.
+    """
+
+    inputs: Arrays
+    outputs: Arrays
+    more: tuple[Sample, ...] = ()
+
+    def __post_init__(self) -> None:
+        Sample(self.inputs, self.outputs)
+        if len(self.more) >= MAX_SAMPLES:
+            raise TensorFileError(f"{len(self.more) + 1} golden requests, limit {MAX_SAMPLES}")
+
     @property
-    def rows(self) -> int:
-        """How many samples there are."""
-        return len(next(iter(self.inputs.values())))
+    def samples(self) -> tuple[Sample, ...]:
+        """The requests in their order."""
+        return (Sample(self.inputs, self.outputs), *self.more)
 
     def to_bytes(self) -> bytes:
         """Return the samples as a tensor file."""
-        named = {_INPUT + name: array for name, array in self.inputs.items()}
-        return dump_tensors(named | {_OUTPUT + name: array for name, array in self.outputs.items()})
+        named: dict[str, npt.NDArray[Any]] = {}
+        for number, sample in enumerate(self.samples):
+            before = f"{number}/" if number else ""
+            named |= {before + _INPUT + name: array for name, array in sample.inputs.items()}
+            named |= {before + _OUTPUT + name: array for name, array in sample.outputs.items()}
+        return dump_tensors(named)
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Golden:
@@ -50,14 +76,24 @@ class Golden:
         Raises:
             TensorFileError: No tensor file, or not golden samples.
         """
-        arrays = load_tensors(data)
-        strange = [name for name in arrays if not name.startswith((_INPUT, _OUTPUT))]
-        if strange:
-            raise TensorFileError(f"golden samples hold {strange[0][:80]!r}, which is neither input nor output")
-        return cls(
-            {name.removeprefix(_INPUT): array for name, array in arrays.items() if name.startswith(_INPUT)},
-            {name.removeprefix(_OUTPUT): array for name, array in arrays.items() if name.startswith(_OUTPUT)},
-        )
+        found: dict[int, dict[str, npt.NDArray[Any]]] = {0: {}}
+        for name, array in load_tensors(data).items():
+            later = _LATER.fullmatch(name)
+            found.setdefault(int(later[1]) if later else 0, {})[later[2] if later else name] = array
+        if sorted(found) != list(range(len(found))):
+            raise TensorFileError(f"golden requests are numbered {sorted(found)[:20]}, not one by one")
+        first, *more = (_sample(found[number]) for number in range(len(found)))
+        return cls(first.inputs, first.outputs, tuple(more))
+
+
+def _sample(arrays: Mapping[str, npt.NDArray[Any]]) -> Sample:
+    strange = [name for name in arrays if not name.startswith((_INPUT, _OUTPUT))]
+    if strange:
+        raise TensorFileError(f"golden samples hold {strange[0][:80]!r}, which is neither input nor output")
+    return Sample(
+        {name.removeprefix(_INPUT): array for name, array in arrays.items() if name.startswith(_INPUT)},
+        {name.removeprefix(_OUTPUT): array for name, array in arrays.items() if name.startswith(_OUTPUT)},
+    )
 
 
 def mismatch(expected: Arrays, got: Arrays, tolerance: Tolerance) -> str | None:

@@ -118,6 +118,7 @@ class Release:
     reference: Blob | None = None  # profile of the training data
     metrics: Mapping[str, float] = field(default_factory=dict)
     lineage: Mapping[str, str] = field(default_factory=dict)
+    row_wise: bool = True  # each row is answered for itself: requests may be cut into batches and share them
 
     def __post_init__(self) -> None:
         check_model_name(self.model)
@@ -155,9 +156,11 @@ class Release:
         return (*(build.blob for build in self.builds), self.golden, *reference)
 
     def to_bytes(self) -> bytes:
-        """Return the canonical bytes."""
+        """Return the canonical bytes; ``row_wise`` is named only where it is not so, as releases before it had none."""
+        exception: dict[str, Any] = {} if self.row_wise else {"row_wise": False}
         return canonical_json(
-            {
+            exception
+            | {
                 "format": _FORMAT,
                 "model": self.model,
                 "version": self.version,
@@ -202,12 +205,13 @@ class Release:
             reference=_blob(value["reference"], "release.reference") if read.has("reference") else None,
             metrics=read.mapping("metrics", float, most=256),
             lineage=read.mapping("lineage", str, most=64),
+            row_wise=read.get("row_wise", bool) if read.has("row_wise") else True,
         )
 
 
 _RELEASE_FIELDS = (
     *("format", "model", "version", "created", "kind", "schema", "inputs", "outputs", "labels", "threshold"),
-    *("builds", "golden", "reference", "metrics", "lineage"),
+    *("builds", "golden", "reference", "metrics", "lineage", "row_wise"),
 )
 
 

@@ -28,6 +28,7 @@ def test_a_flow_release_that_keeps_to_the_convention_fits() -> None:
     ("changes", "match"),
     [
         ({"schema": None}, "needs a feature schema"),
+        ({"row_wise": False}, "must answer each row for itself"),
         ({"labels": ("benign", "odd", "odder")}, r"'probabilities' is float32\[-1, 2\], .* need float32\[-1, 3\]"),
         ({"outputs": FLOW_OUTPUTS[:2]}, "output 'probabilities' is absent"),
         ({"inputs": (TensorSpec("features", "float64", (-1, 4)),)}, r"float64\[-1, 4\]"),

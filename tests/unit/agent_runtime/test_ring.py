@@ -121,7 +121,27 @@ def test_a_tensor_larger_than_its_place_is_refused() -> None:
 
 def test_a_ring_without_end_is_refused() -> None:
     with pytest.raises(ModelRefused, match="limit 1073741824"):
-        Plan.of([TensorSpec("x", "float32", (-1, 100_000))], FLOW_OUTPUTS, max_rows=4096, variable_bytes=64)
+        Plan.of([TensorSpec("x", "float32", (1000, 100_000))], FLOW_OUTPUTS, max_rows=4096, variable_bytes=64)
+
+
+def test_a_batch_of_wide_rows_is_as_many_as_an_area_of_a_few_megabytes_holds() -> None:
+    picture = TensorSpec("picture", "float32", (-1, 3, 224, 224))
+    layout = Plan.of([picture], [TensorSpec("score", "float32", (-1,))], max_rows=4096, variable_bytes=64)
+    assert layout.max_rows == 27
+    assert layout.size < 70 * 1024 * 1024
+    assert Plan.of([picture], [], max_rows=layout.max_rows, variable_bytes=64).max_rows == 27
+
+
+def test_nothing_is_cut_or_joined_of_a_model_that_answers_a_request_as_a_whole() -> None:
+    specs = [TensorSpec("x", "float32", (-1, 2))], [TensorSpec("y", "float32", (-1, 2))]
+    by_rows = Plan.of(*specs, max_rows=8, variable_bytes=1024)
+    assert by_rows.joinable
+    whole = Plan.of(*specs, max_rows=8, variable_bytes=1024, row_wise=False)
+    assert not whole.joinable
+    assert not whole.divisible
+    assert whole.rows({"x": np.zeros((100, 2), np.float32)}) == 1
+    with pytest.raises(InvalidRequest, match="is 1032 bytes, limit 1024"):
+        whole.rows({"x": np.zeros((129, 2), np.float32)})
 
 
 TEXT = TensorSpec("text", "bytes", (-1, 2))

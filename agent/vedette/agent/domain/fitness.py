@@ -34,6 +34,8 @@ def _row_misfit(release: Release) -> str | None:
     """Return where a release that the agent itself feeds breaks the convention of such models, or None."""
     if release.schema is None:
         return f"a {release.kind} model needs a feature schema"
+    if not release.row_wise:
+        return f"a {release.kind} model must answer each row for itself, this one answers a request whole"
     width, labels = len(release.schema), len(release.labels)
     inputs = (TensorSpec("features", "float32", (-1, width)),)
     outputs = (

@@ -35,6 +35,10 @@ TEXT_BYTES = 1024
 
 MAX_RING_BYTES = 1024**3
 
+_ROWS_BYTES = 16 * 1024 * 1024
+"""Of an area for rows: 4,096 of a kilobyte four times over, 27 images of 3 x 224 x 224. The whole ring counts against
+the worker's RLIMIT_AS, of which python and the runtime take more than half."""
+
 SETUP_BYTES = 256 * 1024
 """Of the first message either way, JSON; a release has at most 128 tensors of 8 sizes."""
 
@@ -113,6 +117,7 @@ class Tensor:
     shape: Shape
     offset: int
     capacity: int  # bytes
+    batched: bool  # the first axis is the row
 
     @property
     def is_text(self) -> bool:
@@ -123,11 +128,6 @@ class Tensor:
     def kind(self) -> str:
         """The element's type as a release names it."""
         return "bytes" if self.is_text else str(self.dtype)
-
-    @property
-    def batched(self) -> bool:
-        """Whether the first axis is the row."""
-        return bool(self.shape) and self.shape[0] == -1
 
     @property
     def row_shaped(self) -> bool:
@@ -150,19 +150,27 @@ class Tensor:
 class Plan:
     """The layout of every area.
 
-    ``max_rows`` is the most rows of one batch; ``variable_bytes`` is given to each tensor whose size more than the
-    number of rows decides.
+    ``max_rows`` is the most rows of one batch: what was asked for, or fewer where a row is wide, such as an image.
+    ``variable_bytes`` is given to each tensor whose size more than the number of rows decides. A model that is not
+    ``row_wise`` answers a request as a whole, so none is cut or shares a batch, whatever its shapes look like.
     """
 
     inputs: tuple[Tensor, ...]
     outputs: tuple[Tensor, ...]
     max_rows: int
     variable_bytes: int
+    row_wise: bool
     area_bytes: int
 
     @classmethod
     def of(
-        cls, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], *, max_rows: int, variable_bytes: int
+        cls,
+        inputs: Sequence[TensorSpec],
+        outputs: Sequence[TensorSpec],
+        *,
+        max_rows: int,
+        variable_bytes: int,
+        row_wise: bool = True,
     ) -> Plan:
         """Lay out an area for tensors of these specs.
 
@@ -171,15 +179,19 @@ class Plan:
         """
         offset = _aligned((len(inputs) + len(outputs)) * _MAX_DIMS * 8) + _aligned(len(outputs)) + TEXT_BYTES
         placed: list[Tensor] = []
+        if row_wise:
+            max_rows = min(max_rows, max(1, _ROWS_BYTES // _row_bytes((*inputs, *outputs))))
         for spec in (*inputs, *outputs):
-            capacity = _capacity(spec, max_rows, variable_bytes)
-            placed.append(Tensor(spec.name, _dtype(spec), spec.shape, offset, capacity))
+            batched = row_wise and spec.shape[:1] == (-1,)
+            capacity = _capacity(spec, max_rows, variable_bytes, batched=batched)
+            placed.append(Tensor(spec.name, _dtype(spec), spec.shape, offset, capacity, batched))
             offset = _aligned(offset + capacity)
         if offset * AREAS > MAX_RING_BYTES:
             raise ModelRefused(
                 f"{AREAS} batches of {max_rows} rows take {offset * AREAS} bytes, limit {MAX_RING_BYTES}"
             )
-        return cls(tuple(placed[: len(inputs)]), tuple(placed[len(inputs) :]), max_rows, variable_bytes, offset)
+        placed_in, placed_out = tuple(placed[: len(inputs)]), tuple(placed[len(inputs) :])
+        return cls(placed_in, placed_out, max_rows, variable_bytes, row_wise, offset)
 
     @property
     def size(self) -> int:
@@ -248,10 +260,16 @@ def _dtype(spec: TensorSpec) -> np.dtype[Any]:
     return _TEXT if spec.dtype == "bytes" else np.dtype(spec.dtype)
 
 
-def _capacity(spec: TensorSpec, max_rows: int, variable_bytes: int) -> int:
-    if -1 in spec.shape[1:] or spec.dtype == "bytes":
+def _capacity(spec: TensorSpec, max_rows: int, variable_bytes: int, *, batched: bool) -> int:
+    if -1 in (spec.shape[1:] if batched else spec.shape) or spec.dtype == "bytes":
         return variable_bytes
     return math.prod(max_rows if size == -1 else size for size in spec.shape) * _dtype(spec).itemsize
+
+
+def _row_bytes(specs: Sequence[TensorSpec]) -> int:
+    """Return the bytes of one row of all tensors that rows alone decide the size of; at least 1."""
+    rows = [spec for spec in specs if spec.shape[:1] == (-1,) and -1 not in spec.shape[1:] and spec.dtype != "bytes"]
+    return max(1, sum(math.prod(spec.shape[1:]) * _dtype(spec).itemsize for spec in rows))
 
 
 def _refuse_names(inputs: Sequence[Tensor], arrays: Mapping[str, Array]) -> NoReturn:

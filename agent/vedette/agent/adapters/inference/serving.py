@@ -336,7 +336,7 @@ class Serving:
                 raise
             latency_ms = (time.perf_counter() - started) * 1e3
             if is_counted:
-                model.stats.add(_rows(inputs), latency_ms)
+                model.stats.add(_rows(inputs) if model.release.row_wise else 1, latency_ms)
             return Answer(found, model.release, model.build_digest, latency_ms)
 
     async def successor(self, slot: str) -> ActiveModel:
@@ -583,7 +583,11 @@ class Serving:
             raise InstallFailed(InstallCode.MODEL_REFUSED, str(reason), blames_build=False)
         settings = self._settings.worker
         plan = Plan.of(
-            release.inputs, release.outputs, max_rows=settings.max_rows, variable_bytes=settings.variable_bytes
+            release.inputs,
+            release.outputs,
+            max_rows=settings.max_rows,
+            variable_bytes=settings.variable_bytes,
+            row_wise=release.row_wise,
         )
 
         pace = RowPace()
@@ -617,11 +621,12 @@ class Serving:
         golden = Golden.from_bytes(await asyncio.to_thread(self.blobs.read, release.golden))
         wanted = release.build(build.build)
         limit_s = self._settings.worker.test_deadline_s
-        got = await runner.infer(golden.inputs, limit_s=limit_s)
-        found = mismatch(golden.outputs, got, wanted.tolerance) if wanted else "no such build"
-        if found is not None:
-            raise InstallFailed(InstallCode.SELF_TEST_FAILED, found)
-        if all(spec.shape[:1] == (-1,) for spec in release.inputs):
+        for sample in golden.samples:
+            got = await runner.infer(sample.inputs, limit_s=limit_s)
+            found = mismatch(sample.outputs, got, wanted.tolerance) if wanted else "no such build"
+            if found is not None:
+                raise InstallFailed(InstallCode.SELF_TEST_FAILED, found)
+        if release.row_wise and all(spec.shape[:1] == (-1,) for spec in release.inputs):
             await runner.infer({name: array[:1] for name, array in golden.inputs.items()}, limit_s=limit_s)
 
     async def _bring_up(self, slot: _Slot) -> bool:

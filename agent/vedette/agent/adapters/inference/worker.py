@@ -229,6 +229,7 @@ class Worker:
             "cpus": list(settings.cpus),
             "max_rows": self._plan.max_rows,
             "variable_bytes": self._plan.variable_bytes,
+            "row_wise": self._plan.row_wise,
             "arena": settings.arena,
             "spin_us": self._patience.us,
         }

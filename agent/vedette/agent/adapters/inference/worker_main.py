@@ -13,10 +13,12 @@ working directory.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import faulthandler
 import gc
 import json
+import locale
 import math
 import mmap
 import os
@@ -323,7 +325,8 @@ def _load(setup: Mapping[str, Any], ring: int, model: int) -> tuple[Model, str]:
         ModelError: It is refused.
     """
     inputs, outputs = ([TensorSpec(n, d, tuple(s)) for n, d, s in setup[side]] for side in ("inputs", "outputs"))
-    plan = Plan.of(inputs, outputs, max_rows=setup["max_rows"], variable_bytes=setup["variable_bytes"])
+    layout = {name: setup[name] for name in ("max_rows", "variable_bytes", "row_wise")}
+    plan = Plan.of(inputs, outputs, **layout)
     areas = attach_ring(plan, ring)
     try:
         _live_within(setup)
@@ -445,6 +448,9 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     faulthandler.enable()
+    with contextlib.suppress(locale.Error):  # then models that change the case of text are refused, and no others
+        # Loaded now, and kept by libc: models name it, and no file can be opened once the filter is set.
+        locale.setlocale(locale.LC_ALL, "C.UTF-8")
     doorbell = socket.socket(fileno=descriptor)
     try:
         if is_nursery:

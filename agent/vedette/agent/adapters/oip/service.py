@@ -206,7 +206,8 @@ class InferenceService:
             "kind": release.kind,
             "release": release.digest,
         }
-        hidden = 1 if all(spec.shape[:1] == (-1,) for spec in (*release.inputs, *release.outputs)) else 0
+        tensors = (*release.inputs, *release.outputs)
+        hidden = 1 if release.row_wise and all(spec.shape[:1] == (-1,) for spec in tensors) else 0
         config = pb.ModelConfig(
             name=request.name,
             platform="onnxruntime_onnx",

@@ -50,7 +50,6 @@ _GREETING_LIMIT_S = 1.5
 _MOST_ADDRESSES = 4
 _SETTINGS_FRAME = 4  # RFC 9113 section 6.5; the type is the fourth byte of a frame's head
 _MODEL_BYTES = 64 * 2**20  # room that a new version may take beside the spool
-_NAMES = "The check of dns says what to do"
 _FIREWALL = "Is it up? Does every firewall on the way let TCP to this port through?"
 _STA_UNSYNC = 0x40  # adjtimex(2)
 T = TypeVar("T")
@@ -280,7 +279,7 @@ def _reach(known: _Known, port: str, address: str) -> Iterator[Reach]:
     try:
         raw = open_tunnel(address, proxy, _PORT_LIMIT_S)
     except ControllerUnreachable as exc:
-        yield replace(reach, error=exc.why, remedy=_NAMES if "cannot be resolved" in exc.why else _FIREWALL)
+        yield replace(reach, error=exc.why, remedy=_FIREWALL)
         return
     except AdvisedError as exc:  # the proxy's
         yield replace(reach, error=f"{exc.what}: {exc.why}", remedy=exc.remedy)
@@ -401,8 +400,8 @@ def _files(known: _Known) -> Iterable[Check]:
 
 
 def _below(folder: Path) -> Iterator[Path]:
-    """Return what the agent made itself; not each of its models, nor what a file system of its own has for fsck."""
-    yield from (path for path in folder.iterdir() if path.name != "lost+found")
+    """Return what the agent made itself; not each of its models."""
+    yield from folder.iterdir()
     enrolment = folder / "enrolment"
     if enrolment.is_dir():
         yield from enrolment.iterdir()
