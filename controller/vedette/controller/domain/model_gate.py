@@ -19,7 +19,8 @@ from math import prod
 from typing import TYPE_CHECKING, Any
 
 from vedette.controller.domain.model_operators import ALLOWED, IR_VERSIONS, OPSETS, domain_of
-from vedette.controller.domain.model_trees import TREE_OPERATORS, TreeFault, check_trees
+from vedette.controller.domain.model_text import TEXT_OPERATORS, check_text
+from vedette.controller.domain.model_trees import TREE_OPERATORS, NodeFault, check_trees
 
 if TYPE_CHECKING:
     from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto
@@ -42,6 +43,8 @@ _ELEMENT_BITS = {
     22: 4,
 }
 """Bits of an element by TensorProto.DataType (onnx.proto); types not listed are refused."""
+_STRING = 8  # TensorProto.STRING, whose elements have no one size
+_STRING_BYTES = 32  # that a runtime spends on each, beside its text
 _TYPED_FIELDS = {1: "float_data", 7: "int64_data", 11: "double_data", 12: "uint64_data", 13: "uint64_data"}
 """Where elements lie when not in ``raw_data``; every other type uses ``int32_data``."""
 _IO_TYPES = {
@@ -71,6 +74,7 @@ class GateLimits:
     nodes: int = 10_000  # 60,000 in a line took onnxruntime 5 s and 236 MB to load
     initializer_bytes: int = 256 << 20
     elements: int = 1 << 28  # of one tensor, declared
+    input_elements: int = 1 << 23  # of one input, or of a row of it: golden samples of it are kept with the version
     tensors: int = 64  # inputs, and outputs
     name_characters: int = 512
     tree_depth: int = 1_000  # a chain of 30,000 overflows onnxruntime's stack
@@ -166,7 +170,7 @@ def check_tree_nodes(model: ModelProto, limits: GateLimits | None = None) -> Non
             raise _at(node, "tree-width", f"the width of its input {node.input[0]!r} is not known; declare its shape")
         try:
             check_trees(_attributes(node), width, max_depth=limits.tree_depth, max_nodes=limits.tree_nodes)
-        except TreeFault as exc:
+        except NodeFault as exc:
             raise _at(node, exc.code, str(exc)) from exc
 
 
@@ -206,6 +210,9 @@ def _check_node(node: NodeProto, imported: set[str], limits: GateLimits) -> None
             raise _at(node, "functions", f"attribute {attribute.name[:100]!r} refers to a function's argument")
         if attribute.HasField("sparse_tensor") or attribute.sparse_tensors:
             raise _at(node, "sparse", f"attribute {attribute.name[:100]!r} is a sparse tensor; store it dense")
+    names = [attribute.name for attribute in node.attribute]
+    if len(set(names)) != len(names):
+        raise _at(node, "attribute", "an attribute is named twice: which of them holds is the reader's choice")
     if node.op_type not in ALLOWED.get(domain, ()):
         raise _at(node, "operator", "this operator is not on the allow list (docs/models.md)")
     if domain not in imported:
@@ -215,6 +222,11 @@ def _check_node(node: NodeProto, imported: set[str], limits: GateLimits) -> None
         raise _at(node, "name", f"a name of {longest} characters, limit {limits.name_characters}")
     if node.op_type in TREE_OPERATORS and (domain != "ai.onnx.ml" or not node.input or not node.input[0]):
         raise _at(node, "tree-input", "it has no input")
+    if node.op_type in TEXT_OPERATORS:
+        try:
+            check_text(node.op_type, _attributes(node))
+        except NodeFault as exc:
+            raise _at(node, exc.code, str(exc)) from exc
 
 
 def _tensors(message: Any) -> Iterator[TensorProto]:
@@ -239,13 +251,22 @@ def _check_tensor(tensor: TensorProto, limits: GateLimits) -> int:
     if tensor.HasField("segment"):
         raise ModelRefused("tensor", f"tensor {name!r} is one segment of a larger one")
     bits = _ELEMENT_BITS.get(tensor.data_type)
-    if bits is None:
+    if bits is None and tensor.data_type != _STRING:
         raise ModelRefused("tensor", f"tensor {name!r} has element type {tensor.data_type}, not one of this gate's")
     if len(tensor.dims) > 16 or any(d < 0 for d in tensor.dims) or prod(tensor.dims) > limits.elements:
         dims = list(tensor.dims)[:16]
         raise ModelRefused("tensor", f"tensor {name!r} declares shape {dims}, limit 16 dimensions of 0 or more and "
                            f"{limits.elements} elements (GateLimits.elements)")  # fmt: skip
+    if bits is None:
+        return _check_strings(tensor, name, prod(tensor.dims))
     return _check_elements(tensor, name, bits, prod(tensor.dims))
+
+
+def _check_strings(tensor: TensorProto, name: str, elements: int) -> int:
+    held = len(tensor.string_data)
+    if held != elements or tensor.HasField("raw_data"):
+        raise ModelRefused("tensor", f"tensor {name!r} declares {elements} strings and holds {held}")
+    return sum(map(len, tensor.string_data)) + _STRING_BYTES * held
 
 
 def _check_elements(tensor: TensorProto, name: str, bits: int, elements: int) -> int:
@@ -291,13 +312,10 @@ def _check_ports(graph: GraphProto, limits: GateLimits) -> tuple[tuple[Port, ...
         if len({port.name for port in ports}) != len(ports):
             raise ModelRefused("ports", f"two of its {what} share a name")
     for port in inputs:
-        if not port.shape or port.shape[0] != -1:
-            text = f"input {port.name!r} declares shape {list(port.shape)}; its first dimension is the rows of a batch"
-            raise ModelRefused("batch", f"{text} and must be variable (export with a dynamic batch)")
-        if -1 in port.shape[1:]:
-            raise ModelRefused(
-                "batch", f"input {port.name!r} declares shape {list(port.shape)}; only its rows may vary"
-            )
+        least = prod(length for length in port.shape if length != -1)
+        if least > limits.input_elements:
+            raise ModelRefused("ports", f"input {port.name!r} declares shape {list(port.shape)}, at least {least} "
+                               f"elements, limit {limits.input_elements} (GateLimits.input_elements)")  # fmt: skip
     return inputs, outputs
 
 

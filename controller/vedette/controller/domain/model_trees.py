@@ -25,8 +25,8 @@ _LEAF = b"LEAF"
 _NODE_LISTS = ("nodes_featureids", "nodes_truenodeids", "nodes_falsenodeids", "nodes_modes")
 
 
-class TreeFault(Exception):
-    """A tree is not what it must be; ``code`` names the rule."""
+class NodeFault(Exception):
+    """A node is not what it must be; ``code`` names the rule."""
 
     def __init__(self, code: str, text: str) -> None:
         super().__init__(text)
@@ -45,12 +45,12 @@ def check_trees(
         max_nodes: Most nodes of all trees together.
 
     Raises:
-        TreeFault: Lists differ in length, an id has no node, a node has two parents or no way from its root, a tree is
+        NodeFault: Lists differ in length, an id has no node, a node has two parents or no way from its root, a tree is
             too deep, a feature or a target lies outside its array, or a number is not finite.
     """
     trees = _ints(attributes, "nodes_treeids")
     if not 1 <= len(trees) <= max_nodes:
-        raise TreeFault(
+        raise NodeFault(
             "tree-nodes", f"it has {len(trees)} tree nodes, allowed 1 to {max_nodes} (GateLimits.tree_nodes)"
         )
     nodes = _ints(attributes, "nodes_nodeids")
@@ -81,7 +81,7 @@ class _Keys:
         repeated = np.flatnonzero(self._sorted[1:] == self._sorted[:-1])
         if len(repeated):
             at = self._order[repeated[0]]
-            raise TreeFault("tree-ids", f"node {nodes[at]} of tree {trees[at]} is described twice")
+            raise NodeFault("tree-ids", f"node {nodes[at]} of tree {trees[at]} is described twice")
 
     @property
     def trees(self) -> int:
@@ -96,7 +96,7 @@ class _Keys:
         lost = np.flatnonzero(~(tree_known & node_known & known))
         if len(lost):
             pair = f"node {nodes[lost[0]]} of tree {trees[lost[0]]}"
-            raise TreeFault("tree-ids", f"{what} names {pair}, which does not exist")
+            raise NodeFault("tree-ids", f"{what} names {pair}, which does not exist")
         return np.asarray(self._order[at], np.int64)
 
 
@@ -118,7 +118,7 @@ def _numbers(attributes: Mapping[str, AttributeProto], name: str) -> npt.NDArray
         kinds = {1: np.float32, 11: np.float64}
         kind = kinds.get(tensor.t.data_type)
         if kind is None:
-            raise TreeFault("tree-values", f"{name}_as_tensor has element type {tensor.t.data_type}, known: 1, 11")
+            raise NodeFault("tree-values", f"{name}_as_tensor has element type {tensor.t.data_type}, known: 1, 11")
         if tensor.t.HasField("raw_data"):
             return np.frombuffer(tensor.t.raw_data, np.dtype(kind).newbyteorder("<")).astype(np.float64)
         return np.asarray(tensor.t.float_data if kind is np.float32 else tensor.t.double_data, np.float64)
@@ -135,33 +135,33 @@ def _same_length(attributes: Mapping[str, AttributeProto], count: int, nodes: Id
             lengths[name] = len(attributes[name].ints) + len(attributes[name].floats)
     wrong = next((name for name, length in lengths.items() if length != count), None)
     if wrong is not None:
-        raise TreeFault("tree-nodes", f"{wrong} has {lengths[wrong]} entries, nodes_treeids has {count}")
+        raise NodeFault("tree-nodes", f"{wrong} has {lengths[wrong]} entries, nodes_treeids has {count}")
 
 
 def _leaves(modes: AttributeProto) -> npt.NDArray[np.bool_]:
     known = _BRANCHES | {_LEAF}
     strange = next((mode for mode in set(modes.strings) if mode not in known), None)
     if strange is not None:
-        raise TreeFault("tree-modes", f"a node has mode {strange[:40]!r}, known: {sorted(known)}")
+        raise NodeFault("tree-modes", f"a node has mode {strange[:40]!r}, known: {sorted(known)}")
     return np.fromiter((mode == _LEAF for mode in modes.strings), np.bool_, len(modes.strings))
 
 
 def _check_features(features: Ids, width: int) -> None:
     outside = features[(features < 0) | (features >= width)]
     if len(outside):
-        raise TreeFault("tree-features", f"a node reads feature {outside[0]}, its input has columns 0 to {width - 1}")
+        raise NodeFault("tree-features", f"a node reads feature {outside[0]}, its input has columns 0 to {width - 1}")
 
 
 def _check_shape(trees: int, branches: Ids, children: Ids, count: int, max_depth: int) -> None:
     """Walk all trees down together, one level a step: each node is reached once, within the depth."""
     parents = np.bincount(children.ravel(), minlength=count)
     if parents.max(initial=0) > 1:
-        raise TreeFault("tree-shape", f"{int((parents > 1).sum())} nodes have more than one parent")
+        raise NodeFault("tree-shape", f"{int((parents > 1).sum())} nodes have more than one parent")
     slot = np.full(count, -1, np.int64)
     slot[branches] = np.arange(len(branches))
     frontier = np.flatnonzero(parents == 0)
     if len(frontier) > trees:
-        raise TreeFault("tree-shape", f"{trees} trees have {len(frontier)} roots")
+        raise NodeFault("tree-shape", f"{trees} trees have {len(frontier)} roots")
     reached = 0
     for _ in range(max_depth):
         reached += len(frontier)
@@ -170,9 +170,9 @@ def _check_shape(trees: int, branches: Ids, children: Ids, count: int, max_depth
         if not len(frontier):
             break
     else:
-        raise TreeFault("tree-depth", f"a tree is deeper than {max_depth} nodes (GateLimits.tree_depth)")
+        raise NodeFault("tree-depth", f"a tree is deeper than {max_depth} nodes (GateLimits.tree_depth)")
     if reached != count:
-        raise TreeFault("tree-shape", f"{count - reached} of {count} nodes hang in a cycle, out of reach of any root")
+        raise NodeFault("tree-shape", f"{count - reached} of {count} nodes hang in a cycle, out of reach of any root")
 
 
 def _check_weights(attributes: Mapping[str, AttributeProto], keys: _Keys) -> None:
@@ -182,24 +182,24 @@ def _check_weights(attributes: Mapping[str, AttributeProto], keys: _Keys) -> Non
     weights = _numbers(attributes, f"{prefix}_weights")
     if not len(targets) == len(trees) == len(nodes) == len(weights):
         lengths = [len(targets), len(trees), len(nodes), len(weights)]
-        raise TreeFault("tree-weights", f"{prefix} ids, tree ids, node ids and weights have {lengths} entries")
+        raise NodeFault("tree-weights", f"{prefix} ids, tree ids, node ids and weights have {lengths} entries")
     keys.find(trees, nodes, f"{prefix}_nodeids")
     most = _outputs(attributes, prefix)
     outside = targets[(targets < 0) | (targets >= most)]
     if len(outside):
-        raise TreeFault("tree-targets", f"a leaf adds to {prefix} {outside[0]}, known are 0 to {most - 1}")
+        raise NodeFault("tree-targets", f"a leaf adds to {prefix} {outside[0]}, known are 0 to {most - 1}")
 
 
 def _outputs(attributes: Mapping[str, AttributeProto], prefix: str) -> int:
     if prefix == "target":
         targets = attributes["n_targets"].i if "n_targets" in attributes else 0
         if not 1 <= targets <= 65_536:
-            raise TreeFault("tree-targets", f"n_targets is {targets}, allowed 1 to 65536")
+            raise NodeFault("tree-targets", f"n_targets is {targets}, allowed 1 to 65536")
         return int(targets)
     labels = [attributes[name] for name in ("classlabels_int64s", "classlabels_strings") if name in attributes]
     count = sum(len(item.ints) + len(item.strings) for item in labels)
     if not count:
-        raise TreeFault("tree-targets", "it names no class labels")
+        raise NodeFault("tree-targets", "it names no class labels")
     return count
 
 
@@ -207,6 +207,6 @@ def _check_numbers(attributes: Mapping[str, AttributeProto]) -> None:
     for name in ("nodes_values", "class_weights", "target_weights", "base_values"):
         numbers = _numbers(attributes, name)
         if not np.isfinite(numbers).all():
-            raise TreeFault(
+            raise NodeFault(
                 "tree-values", f"{name} holds {int((~np.isfinite(numbers)).sum())} numbers that are not finite"
             )

@@ -19,7 +19,7 @@ from vedette.models.documents import DocumentError
 from vedette.models.flows.features import FLOW_SCHEMA
 from vedette.models.host import HOST_SCHEMA
 from vedette.models.release import Blob, Build, Release, TensorSpec, Tolerance, check_model_name
-from vedette.models.schema import KINDS, MAX_FEATURES, Feature, FeatureSchema, Kind
+from vedette.models.schema import DTYPES, KINDS, MAX_FEATURES, Feature, FeatureSchema, Kind
 from vedette.wire import views
 from vedette.wire.limits import SCHEMA_CHARACTERS
 
@@ -29,6 +29,9 @@ REQUIRES = {"onnxruntime": ">=1.32"}
 
 EXACT = Tolerance(absolute=1e-5, relative=1e-4)
 """For the same float32 graph on another processor: its kernels add in another order."""
+
+HALF = Tolerance(absolute=4e-3, relative=1e-2)
+"""For a graph that computes in float16, eleven bits of which some processors add up as they are, others in float32."""
 
 ROW_INPUT, SCORE, LABEL, PROBABILITIES = "features", "score", "label", "probabilities"
 
@@ -81,6 +84,7 @@ class Draft:
     reference: Blob | None = None
     metrics: Mapping[str, float] = field(default_factory=dict)
     lineage: Mapping[str, str] = field(default_factory=dict)
+    row_wise: bool = True
 
     def release(self, number: int, created: datetime) -> Release:
         """Return the release of that number."""
@@ -176,13 +180,19 @@ def specs(ports: Sequence[Port]) -> tuple[TensorSpec, ...]:
     return tuple(TensorSpec(port.name, port.dtype, port.shape) for port in ports)
 
 
-def tensor_schema(model: str, inputs: Sequence[Port]) -> FeatureSchema | None:
+def tolerance(is_half: bool) -> Tolerance:
+    """Return how far a build may be from its golden samples on another processor."""
+    return HALF if is_half else EXACT
+
+
+def tensor_schema(model: str, inputs: Sequence[Port], row_wise: bool) -> FeatureSchema | None:
     """Return a schema with a feature for each column of the inputs, or None where that has no sense or is too much."""
     features: list[Feature] = []
     for port in inputs:
-        if len(port.shape) > 2 or len(features) + port.shape[-1] > MAX_FEATURES:
-            return None
         width = port.shape[1] if len(port.shape) == 2 else 1
+        has_columns = len(port.shape) <= 2 and width != -1 and port.dtype in DTYPES
+        if not row_wise or not has_columns or len(features) + width > MAX_FEATURES:
+            return None
         names = [f"{port.name}[{column}]" for column in range(width)] if len(port.shape) == 2 else [port.name]
         features += [Feature(name, "", f"column of input {port.name}", port.dtype) for name in names]
     return FeatureSchema(model, tuple(features), "tensor") if len(features) <= MAX_FEATURES else None
@@ -207,4 +217,11 @@ def view(release: Release, signed_by: tuple[str, ...]) -> views.Version:
         labels=release.labels,
         threshold=release.threshold,
         signed_by=signed_by,
+        inputs=_tensors(release.inputs),
+        outputs=_tensors(release.outputs),
+        row_wise=release.row_wise,
     )
+
+
+def _tensors(found: Sequence[TensorSpec]) -> tuple[views.Tensor, ...]:
+    return tuple(views.Tensor(name=spec.name, dtype=spec.dtype, shape=spec.shape) for spec in found)

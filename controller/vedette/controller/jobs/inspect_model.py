@@ -14,7 +14,7 @@ from vedette.controller.domain.errors import Refused
 from vedette.controller.domain.model_gate import ModelRefused, check_size
 from vedette.controller.domain.registry import ROW_SCHEMAS, check_row_fit, row_claim
 from vedette.controller.jobs import examine, harness
-from vedette.models.golden import Golden
+from vedette.models.tensors import TensorFileError
 
 MODEL_FILE, GOLDEN_FILE = "model.onnx", "golden.bin"
 
@@ -29,18 +29,28 @@ def main(job: harness.Job) -> dict[str, Any]:
         claim = row_claim({**examined.notes, **job.arguments["notes"]})
         if claim is not None:
             check_row_fit(examined.inputs, examined.outputs, claim.labels, ROW_SCHEMAS[claim.kind])
-        job.progress(0.6, "making golden rows")
-        golden = Golden(*examine.golden_rows(examined.data, examined.inputs))
+            examined.check_rows()
+        golden = _golden_bytes(examined)
     except ModelRefused as exc:
         raise refused(exc) from exc
     harness.replace(job.folder / MODEL_FILE, examined.data)
-    harness.replace(job.folder / GOLDEN_FILE, golden.to_bytes())
+    harness.replace(job.folder / GOLDEN_FILE, golden)
     return {
         "inputs": [[port.name, port.dtype, port.shape] for port in examined.inputs],
         "outputs": [[port.name, port.dtype, port.shape] for port in examined.outputs],
         "repaired": list(examined.repaired),
+        "moved": list(examined.moved),
+        "row_wise": examined.row_wise,
+        "half": examined.is_half,
         "rows": {"kind": claim.kind, "labels": claim.labels, "threshold": claim.threshold} if claim else None,
     }
+
+
+def _golden_bytes(examined: examine.Examined) -> bytes:
+    try:
+        return examined.golden.to_bytes()
+    except TensorFileError as exc:
+        raise ModelRefused("size", f"one request with its answer is too large to be kept as golden: {exc}") from exc
 
 
 def refused(exc: ModelRefused) -> Refused:

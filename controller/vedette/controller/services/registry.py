@@ -98,17 +98,22 @@ class RegistryService:
         lineage = {"origin": "upload", "file": name, "file_digest": digest}
         if said["repaired"]:
             lineage["repaired_outputs"] = ", ".join(said["repaired"])[:200]
+        if said["moved"]:
+            lineage["repaired_locale"] = f"C.UTF-8 in {', '.join(said['moved'])}"[:200]
         draft = Draft(
             model=model,
             kind=rows["kind"] if rows else "tensor",
-            schema=registry.ROW_SCHEMAS[rows["kind"]] if rows else registry.tensor_schema(model, inputs),
+            schema=registry.ROW_SCHEMAS[rows["kind"]]
+            if rows
+            else registry.tensor_schema(model, inputs, said["row_wise"]),
             inputs=registry.specs(inputs),
             outputs=registry.specs(outputs),
             labels=tuple(rows["labels"]) if rows else (),
             threshold=rows["threshold"] if rows else 0.0,
-            builds=(Build(registry.ONNX_FP32, build, registry.EXACT, registry.REQUIRES),),
+            builds=(Build(registry.ONNX_FP32, build, registry.tolerance(said["half"]), registry.REQUIRES),),
             golden=golden,
             lineage=lineage,
+            row_wise=said["row_wise"],
         )
         told = f":{digest_of(schema.encode())}" if schema else ""
         return await self.add(draft, f"file:{model}:{digest}{told}")

@@ -356,6 +356,7 @@ def _draft(record: RunRecord, said: Mapping[str, Any], stored: Mapping[str, Any]
         schema=schema,
         inputs=registry.specs(ports(said["inputs"])),
         outputs=registry.specs(ports(said["outputs"])),
+        row_wise=said["row_wise"],
         labels=tuple(said["labels"]),
         threshold=said["threshold"],
         builds=(Build(registry.ONNX_FP32, stored["model.onnx"], registry.EXACT, registry.REQUIRES),),

@@ -86,6 +86,7 @@ def _convert(job: harness.Job) -> dict[str, Any]:
         "schema": schema.to_bytes().decode(),
         "inputs": [[port.name, port.dtype, port.shape] for port in examined.inputs],
         "outputs": [[port.name, port.dtype, port.shape] for port in examined.outputs],
+        "row_wise": examined.row_wise,
         "labels": list(result.classes),
         "threshold": float(result.threshold),
         "metrics": {name: float(value) for name, value in result.metrics.items()} | report,
@@ -95,6 +96,8 @@ def _convert(job: harness.Job) -> dict[str, Any]:
 def _examine(data: bytes, result: TrainingResult, schema: FeatureSchema) -> examine.Examined:
     try:
         examined = examine.examine(data)
+        if schema.kind != "tensor":
+            examined.check_rows()
     except ModelRefused as exc:
         raise refused(exc) from exc
     if schema.kind != "tensor":

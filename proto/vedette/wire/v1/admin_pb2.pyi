@@ -1474,6 +1474,9 @@ class Version(_message.Message):
     LABELS_FIELD_NUMBER: _builtins.int
     THRESHOLD_FIELD_NUMBER: _builtins.int
     SIGNED_BY_FIELD_NUMBER: _builtins.int
+    INPUTS_FIELD_NUMBER: _builtins.int
+    OUTPUTS_FIELD_NUMBER: _builtins.int
+    ROW_WISE_FIELD_NUMBER: _builtins.int
     version: _builtins.str
     """MODEL:N"""
     model: _builtins.str
@@ -1484,6 +1487,8 @@ class Version(_message.Message):
     """of the release document"""
     schema_digest: _builtins.str
     threshold: _builtins.float
+    row_wise: _builtins.bool
+    """each row is answered for itself"""
     @_builtins.property
     def created(self) -> _timestamp_pb2.Timestamp: ...
     @_builtins.property
@@ -1498,6 +1503,10 @@ class Version(_message.Message):
     def signed_by(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """key ids"""
 
+    @_builtins.property
+    def inputs(self) -> _containers.RepeatedCompositeFieldContainer[Global___Tensor]: ...
+    @_builtins.property
+    def outputs(self) -> _containers.RepeatedCompositeFieldContainer[Global___Tensor]: ...
     def __init__(
         self,
         *,
@@ -1514,14 +1523,46 @@ class Version(_message.Message):
         labels: _abc.Iterable[_builtins.str] | None = ...,
         threshold: _builtins.float = ...,
         signed_by: _abc.Iterable[_builtins.str] | None = ...,
+        inputs: _abc.Iterable[Global___Tensor] | None = ...,
+        outputs: _abc.Iterable[Global___Tensor] | None = ...,
+        row_wise: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["created", b"created"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["builds", b"builds", "created", b"created", "digest", b"digest", "kind", b"kind", "labels", b"labels", "lineage", b"lineage", "metrics", b"metrics", "model", b"model", "number", b"number", "schema_digest", b"schema_digest", "signed_by", b"signed_by", "threshold", b"threshold", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["builds", b"builds", "created", b"created", "digest", b"digest", "inputs", b"inputs", "kind", b"kind", "labels", b"labels", "lineage", b"lineage", "metrics", b"metrics", "model", b"model", "number", b"number", "outputs", b"outputs", "row_wise", b"row_wise", "schema_digest", b"schema_digest", "signed_by", b"signed_by", "threshold", b"threshold", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Version: _TypeAlias = Version  # noqa: Y015
+
+@_typing.final
+class Tensor(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    DTYPE_FIELD_NUMBER: _builtins.int
+    SHAPE_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    dtype: _builtins.str
+    """as numpy names it; bytes: strings"""
+    @_builtins.property
+    def shape(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """-1: any length"""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        dtype: _builtins.str = ...,
+        shape: _abc.Iterable[_builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dtype", b"dtype", "name", b"name", "shape", b"shape"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Tensor: _TypeAlias = Tensor  # noqa: Y015
 
 @_typing.final
 class Build(_message.Message):
