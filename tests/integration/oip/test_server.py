@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 import socket
@@ -43,8 +44,10 @@ from tests.support.tiny_models import (
     tripwire_model,
 )
 from tests.support.waiting import until
+from vedette.agent.adapters.oip.errors import code_of, text_of, trailers_of
 from vedette.agent.adapters.oip.server import SecretUnusable, read_token
 from vedette.agent.adapters.telling.http import AddressInUse
+from vedette.agent.domain.errors import Overloaded
 from vedette.models.golden import Golden
 from vedette.models.release import TensorSpec
 from vedette.wire.oip import inference_pb2 as pb
@@ -351,10 +354,34 @@ async def test_a_full_queue_is_told_with_the_time_to_wait_and_empties_again(
         status = RichStatus.FromString(bytes(trailers["grpc-status-details-bin"]))
         assert status.details[0].type_url == "type.googleapis.com/google.rpc.RetryInfo"
         hint = RetryHint.FromString(status.details[0].value)
-        assert hint.retry_delay.ToMilliseconds() == int(trailers["retry-pushback-ms"]) > 0
+        assert hint.retry_delay.ToMilliseconds() == int(trailers["grpc-retry-pushback-ms"]) > 0
         ends = await asyncio.gather(*waiting, *done, return_exceptions=True)
         assert sum(isinstance(end, pb.ModelInferResponse) for end in ends) >= 8
         assert await _code(client.infer(_flow())) == "OK"
+
+
+async def test_a_retry_policy_of_a_grpc_client_waits_as_long_as_the_refusal_says() -> None:
+    asked: list[bytes] = []
+
+    async def first_refused(body: bytes, context: Any) -> bytes:
+        asked.append(body)
+        if len(asked) == 1:
+            full = Overloaded("full", 0.05)
+            await context.abort(code_of(full), text_of(full), trailers_of(full))
+        return body
+
+    server = grpc.aio.server()
+    call = grpc.unary_unary_rpc_method_handler(first_refused)
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("a.B", {"C": call}),))
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    slow = {"maxAttempts": 2, "initialBackoff": "600s", "maxBackoff": "600s", "backoffMultiplier": 1}
+    policy = {"name": [{}], "retryPolicy": slow | {"retryableStatusCodes": ["RESOURCE_EXHAUSTED"]}}
+    options = [("grpc.service_config", json.dumps({"methodConfig": [policy]}))]
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}", options=options) as channel:
+        assert await channel.unary_unary("/a.B/C")(b"again", timeout=60) == b"again"
+    assert len(asked) == 2
+    await server.stop(0.0)
 
 
 async def test_bytes_in_progress_are_bounded_as_a_whole(appliance: Appliance, tmp_path: Path) -> None:

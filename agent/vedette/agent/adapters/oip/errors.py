@@ -1,7 +1,8 @@
 """What became of a request, as gRPC tells it: one table from the agent's errors to a status, and the retry hint.
 
 The protocol fixes no codes; these are FAILURES.md section 7. Only what another try may mend says so: UNAVAILABLE, and
-RESOURCE_EXHAUSTED with the time to wait, as google.rpc.RetryInfo and as ``retry-pushback-ms``.
+RESOURCE_EXHAUSTED with the time to wait, as google.rpc.RetryInfo and as
+``grpc-retry-pushback-ms``, which the retry policies of gRPC clients wait for (gRFC A6).
 """
 
 from __future__ import annotations
@@ -85,4 +86,4 @@ def trailers_of(error: AgentError) -> Metadata:
     hint.retry_delay.FromMilliseconds(wait_ms)
     packed = AnyMessage(type_url=_RETRY_INFO, value=hint.SerializeToString())
     status = RichStatus(code=_Code.RESOURCE_EXHAUSTED.value[0], message=text_of(error), details=[packed])
-    return ((_DETAILS_KEY, status.SerializeToString()), ("retry-pushback-ms", str(wait_ms)))
+    return ((_DETAILS_KEY, status.SerializeToString()), ("grpc-retry-pushback-ms", str(wait_ms)))
