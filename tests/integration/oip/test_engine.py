@@ -132,13 +132,13 @@ async def test_a_check_sees_the_metadata_and_refuses_before_a_handler_hears_of_i
     assert heard == [b"good"]
 
 
-async def test_a_fault_on_the_cores_thread_costs_one_call(caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_check_that_fails_costs_its_call(caplog: pytest.LogCaptureFixture) -> None:
     def check(metadata: Any) -> None:
         if "bad" in dict(metadata):
             raise ValueError("a fault")
 
     async with running(Method(echo), check=check) as (_, channel):
-        await refusal(channel.unary_unary("/s/0")(b"", metadata=[("bad", "1")], timeout=60))
+        assert (await refusal(channel.unary_unary("/s/0")(b"", metadata=[("bad", "1")])))[0] is Code.INTERNAL
         assert await channel.unary_unary("/s/0")(b"next") == b"next"
     assert "a fault" in caplog.text
 
@@ -157,6 +157,35 @@ async def test_a_stream_goes_both_ways_until_the_client_has_no_more() -> None:
         await call.done_writing()
         assert await call.read() is grpc.aio.EOF
         assert await call.code() is Code.OK
+
+
+async def test_what_is_written_and_not_read_yet_arrives_before_the_end() -> None:
+    async def many(_: bytes, call: Call) -> None:
+        for number in range(300):
+            await call.write(b"%d" % number * 1000)
+        await call.abort(Code.ABORTED, "so many")
+
+    async with running(Method(many, gives_many=True)) as (_, channel):
+        call = channel.unary_stream("/s/0")(b"")
+        for number in range(300):
+            assert await call.read() == b"%d" % number * 1000
+        assert await call.code() is Code.ABORTED
+
+
+async def test_what_is_sent_ahead_of_its_reader_is_read_in_order() -> None:
+    go = asyncio.Event()
+
+    async def late(requests: Call, call: Call) -> None:
+        await go.wait()
+        await call.write(b" ".join([body async for body in requests]))
+
+    async with running(Method(late, takes_many=True, gives_many=True)) as (_, channel):
+        call = channel.stream_stream("/s/0")()
+        for number in range(50):
+            await call.write(b"%d" % number)
+        await call.done_writing()
+        go.set()
+        assert await call.read() == b" ".join(b"%d" % number for number in range(50))
 
 
 async def _stopping(grace_s: float, act: Callable[[asyncio.Event], None]) -> tuple[Any, list[bool]]:

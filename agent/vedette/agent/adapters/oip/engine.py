@@ -33,6 +33,7 @@ logger = logging.getLogger(__name__)
 
 Metadata = Sequence[tuple[str, str | bytes]]
 _WAITING_FOR_CALLS = 4
+_READ_AHEAD = 4  # messages of a stream that nobody asked for yet
 _NO_DEADLINE_S = 1e12  # of seconds since 1970; the core's "never" is beyond it
 _OK = (grpc.StatusCode.OK, "")
 
@@ -65,6 +66,11 @@ class Call:
         self._opened = False  # the initial metadata were sent
         self._gone = False
         self._task: asyncio.Task[None] | None = None
+        self._ahead: deque[bytes | None] = deque()  # None is the end
+        self._reader: asyncio.Future[None] | None = None
+        self._reading = False
+        self._writer: asyncio.Future[None] | None = None
+        self._writing = self._broken = False  # the core's thread says when they change back, or for good
 
     # On the core's thread
 
@@ -83,6 +89,16 @@ class Call:
 
     def _received(self, event: Any) -> None:
         self._engine.post(self._run, event.batch_operations[0].message())
+
+    def _read(self, event: Any) -> None:
+        self._engine.post(self._got, event.batch_operations[0].message())
+
+    def _written(self, event: Any) -> None:
+        self._broken |= not event.success
+        self._writing = False
+        writer = self._writer  # who begins to wait says so first, and only then looks whether we are still writing
+        if writer is not None:
+            self._engine.post(_wake, writer)
 
     def _closed(self, event: Any) -> None:
         self._engine.calls -= 1
@@ -112,6 +128,7 @@ class Call:
             raise RuntimeError("a call without method was not refused")
         try:
             answer = await method.work(request, self)
+            await self._flush()
             self._end(*_OK, answer=None if method.gives_many else answer)
         except Aborted:
             return
@@ -130,39 +147,60 @@ class Call:
 
     async def abort(self, code: grpc.StatusCode, text: str, trailers: Metadata = ()) -> None:
         """End the call with a status; raises :class:`Aborted`."""
+        await self._flush()
         self._end(code, text, trailers)
         raise Aborted
 
     async def write(self, answer: bytes) -> None:
-        """Send one of many; returns when the core has taken it, which is when the client's window lets it.
+        """Send one of many. Waits until the core has taken the one before, which is when the client's window lets it.
 
         Raises:
             Aborted: The call is over.
         """
-        ops = [] if self._opened else [_core.SendInitialMetadataOperation((), 0)]
-        self._opened = True
-        if not (await self._batch([*ops, _core.SendMessageOperation(answer, 0)])).success:
+        await self._flush()
+        if self._broken:
             raise Aborted
+        ops = [] if self._opened else [_core.SendInitialMetadataOperation((), 0)]
+        self._opened = self._writing = True
+        self._engine.begin(self._call, (*ops, _core.SendMessageOperation(answer, 0)), self._written)
+
+    async def _flush(self) -> None:
+        while self._writing:
+            self._writer = asyncio.get_running_loop().create_future()
+            if self._writing:
+                await self._writer
+            self._writer = None
 
     def __aiter__(self) -> Call:
         return self
 
     async def __anext__(self) -> bytes:
-        event = await self._batch([_core.ReceiveMessageOperation(0)])
-        message: bytes | None = event.batch_operations[0].message()
+        self._read_on()
+        while not self._ahead:
+            self._reader = asyncio.get_running_loop().create_future()
+            await self._reader
+        message = self._ahead[0]
         if message is None:
             raise StopAsyncIteration
+        self._ahead.popleft()
         return message
 
-    async def _batch(self, ops: Sequence[Any]) -> Any:
-        done: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+    def _got(self, message: bytes | None) -> None:
+        self._reading = False
+        self._ahead.append(message)
+        if message is not None and not self._gone:
+            self._read_on()
+        if self._reader is not None:
+            _wake(self._reader)
 
-        def resolve(event: Any) -> None:
-            if not done.done():
-                done.set_result(event)
-
-        self._engine.begin(self._call, ops, lambda event: self._engine.post(resolve, event))
-        return await done
+    def _read_on(self) -> None:
+        """Have the next message of a stream received, where there may be one and there is room for it."""
+        is_over = bool(self._ahead) and self._ahead[-1] is None
+        if self._reading or is_over or len(self._ahead) >= _READ_AHEAD:
+            return
+        with suppress(Aborted):
+            self._engine.begin(self._call, (_core.ReceiveMessageOperation(0),), self._read)
+            self._reading = True
 
     def time_remaining(self) -> float | None:
         """Return the seconds left of the client's deadline, None where it set none."""
@@ -176,6 +214,11 @@ class Call:
 
 def _status(code: grpc.StatusCode, text: str, trailers: Metadata = ()) -> Any:
     return _core.SendStatusFromServerOperation(trailers, code.value[0], text.encode(), 0)
+
+
+def _wake(sleeper: asyncio.Future[None]) -> None:
+    if not sleeper.done():
+        sleeper.set_result(None)
 
 
 def _done(_: Any) -> None:
@@ -303,13 +346,20 @@ class Engine:
             except Exception:  # whatever is wrong with one call, others are served
                 logger.exception("a call failed for a fault of the agent's own; please report it")
 
+    def _checked(self, metadata: Metadata) -> tuple[grpc.StatusCode, str] | None:
+        try:
+            return self._check(metadata)
+        except Exception:
+            logger.exception("a call could not be checked for a fault of the agent's own; please report it")
+            return grpc.StatusCode.INTERNAL, "the agent could not answer for a fault of its own"
+
     def _accept(self, event: Any) -> None:
         if not event.success:  # the server stops
             return
         self._server.request_call(self._queue, self._queue, self._accept)
         method = self._methods.get(event.call_details.method)
         call = Call(self, event, method)
-        refusal = self._check(event.invocation_metadata or ())
+        refusal = self._checked(event.invocation_metadata or ())
         if refusal is not None:
             self.post(lambda _: self._on_refused(), None)
         elif method is None:
