@@ -32,8 +32,8 @@ from vedette.agent.adapters.inference.worker import Worker, WorkerSettings
 from vedette.agent.adapters.inference.worker_process import Child, Nursery
 from vedette.models.release import TensorSpec
 
-_ROUNDS = 9
-_SECONDS = 0.25
+_ROUNDS = 21
+_SECONDS = 0.1
 _BATCHES = (1, 256)
 _IN_FLIGHT = (1, 2)
 
@@ -98,31 +98,46 @@ async def _measure(subject: _Subject) -> dict[str, float]:
     figures: dict[str, float] = {}
     async with _runner(subject) as (runner, _):
         for rows in _BATCHES:
-            figures |= await _compare(subject, runner, ours, rows)
+            figures |= await _compare(subject, runner, ours, rows, baseline.pid or 0)
     ours.send(None)
     baseline.join()
     return figures
 
 
-async def _compare(subject: _Subject, runner: Runner, baseline: Connection, rows: int) -> dict[str, float]:
-    alone: list[list[float]] = []
+async def _compare(
+    subject: _Subject, runner: Runner, baseline: Connection, rows: int, baseline_pid: int
+) -> dict[str, float]:
+    alone: dict[int, list[list[float]]] = {count: [] for count in _IN_FLIGHT}
     isolated: dict[int, list[list[float]]] = {count: [] for count in _IN_FLIGHT}
+    spent: dict[str, list[float]] = {"in process": [], **{f"isolated, {count} in flight": [] for count in _IN_FLIGHT}}
     for _ in range(_ROUNDS):
-        baseline.send(rows)
-        alone.append(baseline.recv())
-        for count in _IN_FLIGHT:
+        for count in _IN_FLIGHT:  # each round of ours has one of theirs just before it
+            before = _cpu_us(baseline_pid)
+            baseline.send(rows)
+            alone[count].append(baseline.recv())
+            spent["in process"].append((_cpu_us(baseline_pid) - before) / len(alone[count][-1]))
+            before = _cpu_us(os.getpid(), *runner.pids)
             isolated[count].append(await _round(runner, subject.rows(rows), count))
+            took = _cpu_us(os.getpid(), *runner.pids) - before
+            spent[f"isolated, {count} in flight"].append(took / len(isolated[count][-1]))
     what = f"{subject.name} batch {rows}"
-    figures = _told(f"{what} in process", alone, rows)
+    figures = _told(f"{what} in process", [one for rounds in alone.values() for one in rounds], rows)
+    figures |= {f"{what} {how} CPU us": statistics.median(us) for how, us in spent.items()}
     for count, took in isolated.items():
         figures |= _told(f"{what} isolated, {count} in flight", took, rows)
-        shares = [len(ours) / len(theirs) for ours, theirs in zip(took, alone, strict=True)]
+        shares = [len(ours) / len(theirs) for ours, theirs in zip(took, alone[count], strict=True)]
         figures[f"{what} isolated, {count} in flight share"] = statistics.median(shares)
         figures[f"{what} isolated, {count} in flight best share"] = max(shares)
-    added = [np.median(ours) - np.median(theirs) for ours, theirs in zip(isolated[1], alone, strict=True)]
+    added = [np.median(ours) - np.median(theirs) for ours, theirs in zip(isolated[1], alone[1], strict=True)]
     figures[f"{what} isolated adds p50 us"] = float(np.median(added))
     figures[f"{what} isolated adds least p50 us"] = float(min(added))
     return figures
+
+
+def _cpu_us(*pids: int) -> float:
+    """Return the processor time of all threads of processes: the first word of proc(5) schedstat."""
+    files = (file for pid in pids for file in Path(f"/proc/{pid}/task").glob("*/schedstat"))
+    return sum(int(file.read_text().split()[0]) for file in files) / 1e3
 
 
 def _told(what: str, rounds: list[list[float]], rows: int) -> dict[str, float]:
