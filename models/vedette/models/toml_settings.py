@@ -74,6 +74,8 @@ def text(*, most: int = 4096) -> Kind:
             raise WrongValue(f"is {_shown(raw)}, expected a text in quotes")
         if len(raw) > most:
             raise WrongValue(f"is {len(raw)} characters, limit {most}")
+        if "\0" in raw:  # no file, address or name has one, and every call of the system refuses it
+            raise WrongValue(f"is {_shown(raw)}, a NUL character is not allowed")
         return raw
 
     return Kind("text", parse)
@@ -97,7 +99,7 @@ def path() -> Kind:
     inner = text()
 
     def parse(raw: Any) -> Path:
-        if not inner.parse(raw) or "\0" in raw:
+        if not inner.parse(raw):
             raise WrongValue(f"is {_shown(raw)}, expected the name of a file or folder")
         return Path(raw)
 
@@ -192,7 +194,8 @@ def parse_address(raw: Any, default_port: int | None = None) -> tuple[str, int]:
         WrongValue: It is neither; the text says what it is.
     """
     match = re.fullmatch(
-        r"(?:\[([0-9A-Fa-f:.%\w]+)\]|([^\s\0-\x20\x7f:\[\]/]+))(?::(\d{1,5}))?", raw if isinstance(raw, str) else ""
+        r"(?:\[([0-9A-Fa-f:.%\w]+)\]|([^\s\0-\x20\x7f:\[\]/]{1,253}))(?::(\d{1,5}))?",
+        raw if isinstance(raw, str) else "",
     )
     port = int(match[3]) if match and match[3] else default_port
     if match is None or port is None:

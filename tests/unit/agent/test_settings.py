@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from vedette.agent.settings import OPTIONS, read_settings
-from vedette.models.toml_settings import SettingsError
+from vedette.models.toml_settings import Option, SettingsError
 
 # The example in DESIGN.md, key for key: other people's files hold these names.
 DESIGN_EXAMPLE = """
@@ -94,3 +94,36 @@ def test_every_key_is_documented() -> None:
     missing = [option.key for option in OPTIONS if f"`{option.key}`" not in page]
     assert missing == []
     assert all(option.text for option in OPTIONS)
+
+
+_NUL = '"\\u0000"'
+_ODD = ("-1", "1e400", "nan", "inf", str(2**63 - 1), '""', _NUL, '"☃ ☃"', '"../../etc"', "[]", "[7]", '["x", 1]', "{}")
+
+
+def complaint(file: Path, text: str) -> str:
+    file.write_text(text)
+    try:
+        read_settings(file)
+    except SettingsError as exc:
+        return str(exc)
+    return ""
+
+
+@pytest.mark.parametrize("option", OPTIONS, ids=lambda option: str(option.key))
+def test_any_value_of_any_key_is_taken_or_refused_by_its_name(file: Path, option: Option) -> None:
+    for text in (*_ODD, "1979-05-27", "true", '"' + "x" * 5000 + '"'):
+        said = complaint(file, f"{option.key} = {text}\n")
+        assert not said or option.key in said, text
+        assert len(said) < 2000, text
+        assert said or text != _NUL, "no call of the system takes it"
+
+
+@pytest.mark.parametrize("option", OPTIONS, ids=lambda option: str(option.key))
+def test_a_key_with_a_letter_too_few_is_told_its_right_name(file: Path, option: Option) -> None:
+    wrong = option.key[:-1]
+    if wrong in {other.key for other in OPTIONS}:
+        return
+    file.write_text(f"{wrong} = 1\n")
+    with pytest.raises(SettingsError) as caught:
+        read_settings(file)
+    assert f"{option.key}" in str(caught.value).replace(f'"{wrong}"', "")
