@@ -43,9 +43,14 @@ class Daemon:
         self.process: asyncio.subprocess.Process | None = None
 
     async def command(self, *arguments: str) -> int:
-        """Run a command of the program to its end."""
+        """Run a command of the program to its end; it is killed when it is waited for no longer."""
         process = await self._spawn(*arguments)
-        return await process.wait()
+        try:
+            return await process.wait()
+        except asyncio.CancelledError:
+            process.kill()
+            await process.wait()
+            raise
 
     async def start(self) -> None:
         """Start ``run`` and wait until it answers."""

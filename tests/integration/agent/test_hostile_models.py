@@ -171,7 +171,7 @@ async def test_no_hostile_model_outlasts_its_limits_or_is_noticed_by_another_slo
 
 
 async def test_a_model_that_takes_too_long_to_load_is_given_up(tmp_path: Path) -> None:
-    async with besieged(tmp_path, load_timeout_s=2.0) as appliance:
+    async with besieged(tmp_path, load_timeout_s=1.5) as appliance:
         await ends_as_told(appliance, SLOW)
 
 

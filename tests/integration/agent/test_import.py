@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -88,6 +89,27 @@ async def test_what_was_imported_survives_a_kill_before_it_is_applied(island: Da
     await island.stop(signal.SIGKILL)
     await island.start()
     await island.until(lambda r: active(r) == 1)
+
+
+INSTANTS_S = [0.3, 0.45, 0.6]
+"""After the start of the command, which takes half a second: python's start, then reading, writing, handing over."""
+
+
+async def test_an_import_killed_at_any_instant_leaves_nothing_and_is_done_by_the_next(
+    island: Daemon, carrier: Carrier
+) -> None:
+    await island.start()
+    await island.until(lambda report: report["running"])
+    for version, instant_s in enumerate(INSTANTS_S, 1):
+        bundle = carrier.bundle(version)
+        with suppress(TimeoutError):
+            await asyncio.wait_for(island.command("import", str(bundle)), instant_s)
+        assert await island.command("import", str(bundle)) == 0
+        assert active(island.report()) == version
+        assert island.report()["slots"]["flow-threat"]["quarantined"] == []
+    await island.until(lambda _: not waiting(island))
+    assert {path.name for path in (island.folder / "s/import").iterdir()} == {"lock"}
+    assert list((island.folder / "s/blobs/partial").iterdir()) == []
 
 
 async def test_a_file_ends_the_wait_of_an_assignment_whose_download_was_cut(
