@@ -23,6 +23,7 @@ V5_RECORDS = np.dtype(
     ]
 )
 """Many records at once."""
+V9_HEADER = struct.Struct(">HHIIII")
 
 
 def v5_record(
@@ -60,7 +61,7 @@ def v5(
 def v9(
     *sets: bytes, seconds: int = SECONDS, uptime_ms: int = 10_000, sequence: int = 0, source_id: int = 0, count: int = 1
 ) -> bytes:
-    return struct.pack(">HHIIII", 9, count, uptime_ms, seconds, sequence, source_id) + b"".join(sets)
+    return V9_HEADER.pack(9, count, uptime_ms, seconds, sequence, source_id) + b"".join(sets)
 
 
 def ipfix(*sets: bytes, seconds: int = SECONDS, sequence: int = 0, domain: int = 0, length: int | None = None) -> bytes:
