@@ -629,7 +629,7 @@ def _model() -> Target:
 
     from tests.support.onnx_models import linear, tree_model
     from vedette.controller.domain.model_gate import ModelRefused, check_model
-    from vedette.controller.domain.model_trees import TreeFault
+    from vedette.controller.domain.model_trees import NodeFault
 
     def parse(data: bytes) -> None:
         try:
@@ -639,7 +639,7 @@ def _model() -> Target:
         check_model(model)
 
     seeds = (linear().SerializeToString(), tree_model().SerializeToString())
-    return Target("model", parse, (ModelRefused, TreeFault), seeds)
+    return Target("model", parse, (ModelRefused, NodeFault), seeds)
 
 
 # --- what people write ---------------------------------------------------------------------------------------------

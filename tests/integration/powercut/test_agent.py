@@ -91,7 +91,7 @@ async def _comes_back(daemon: Daemon, life: AgentLife, crash: Crash) -> None:
 
 
 FILES = {f"{base}.db{suffix}" for base in ("state", "spool") for suffix in ("", "-wal", "-shm", ".reserve")} | {
-    *("agent.lock", "agent.sock", "blobs", "enrolment", "templates.json", "state.db.copy"),
+    *("agent.lock", "agent.sock", "inference.sock", "blobs", "enrolment", "templates.json", "state.db.copy"),
     *(".templates.json.new", ".state.db.copy.new"),  # of a write that was cut; the next one uses it
 }
 
@@ -174,7 +174,7 @@ def _check_slots(state: State, folder: Path, crash: Crash) -> None:
         assert active == {name: build["build"] for name, build in statuses[-1]["active"].items()}
     for status in statuses:
         assert set(status["quarantined"]) <= state.quarantine.keys(), "a bad build is forgotten"
-    Serving(state, folder, ServingSettings(), SystemClock()).collect_garbage()
+    Serving(state, folder, ServingSettings(disk_bytes=0), SystemClock()).collect_garbage()
     left = {path.name for path in folder.rglob("*") if path.is_file()}
     assert left <= wanted, f"nobody needs {left - wanted}"
 

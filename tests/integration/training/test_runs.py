@@ -140,7 +140,14 @@ async def waiting(room: DataRoom) -> str:
 
 
 def children() -> list[psutil.Process]:
-    return [child for child in psutil.Process().children() if "training.child" in " ".join(child.cmdline())]
+    return [child for child in psutil.Process().children() if "training.child" in " ".join(_words_of(child))]
+
+
+def _words_of(child: psutil.Process) -> list[str]:
+    try:
+        return child.cmdline()
+    except psutil.NoSuchProcess:  # it has ended, reaped or not
+        return []
 
 
 async def test_cancelled_run_has_failed_and_its_process_is_gone(room: DataRoom) -> None:
