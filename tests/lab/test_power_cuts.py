@@ -191,7 +191,7 @@ def _is_counted_once(lab: Lab, rollout: str) -> None:
 
 
 def _runs_only(lab: Lab, edge: Host, version: str) -> None:
-    """Check that agent, controller and disk say the same: one verified version, and no file too many."""
+    """Check that agent, controller and disk say the same: one verified version, whole, and nothing half fetched."""
     report = lab.status(edge)
     slot, sequences = report["slots"][SLOT], report["sequences"]
     assert (slot["state"], _name(slot["active"]), slot["candidate"]) == ("active", version, None)
@@ -199,7 +199,10 @@ def _runs_only(lab: Lab, edge: Host, version: str) -> None:
     assert report["conditions"] == []
     assert sequences["desired"] == sequences["attempted"] == sequences["running"]
     assert lab.active(edge) == version
-    assert _files(edge) == _named(edge)
+    files = _files(edge)
+    assert files >= _named(edge)
+    assert _damaged(edge) == "", "builds of before may be kept, but whole"
+    assert not {name for name in files if name.startswith("partial-")}
     assert _builds(lab, edge) == {(slot["active"]["version"], slot["active"]["build"])}
 
 
@@ -209,6 +212,11 @@ def _name(build: dict[str, Any]) -> str:
 
 def _files(edge: Host) -> set[str]:
     return set(edge.run(f"cd {AGENT_STATE}/blobs && ls -A sha256 && ls -A partial | sed s/^/partial-/").out.split())
+
+
+def _damaged(edge: Host) -> str:
+    """Return the names of files whose bytes are not those that they are named by."""
+    return edge.run(f"cd {AGENT_STATE}/blobs/sha256 && sha256sum * | awk '$1 != $2 {{print $2}}'").out.strip()
 
 
 def _named(edge: Host) -> set[str]:
