@@ -10,8 +10,8 @@ Rules:
 * Threads may be started, because a session starts its own; processes may not.
 
 A list of what is denied, not of what is allowed: what a runtime, a glibc and an allocator call to compute differs
-between versions, and a call denied by mistake (futex, madvise) is a model that hangs. A batch makes five calls, and the kernel
-remembers which calls a filter always allows; what is left of its price was not measured well (docs/serving.md).
+between versions, and a call denied by mistake (futex, madvise) is a model that hangs. A batch makes five calls, and the
+kernel remembers which calls a filter always allows; the rest of its price was not measured well (docs/serving.md).
 
 Sources: seccomp(2); Linux, Documentation/userspace-api/seccomp_filter.rst; numbers from arch/x86/entry/syscalls/
 syscall_64.tbl and include/uapi/asm-generic/unistd.h of Linux 6.1 (Debian 12) and later.
